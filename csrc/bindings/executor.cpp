@@ -1,0 +1,75 @@
+#include "cpu/executor.h"
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace llama_ext {
+namespace {
+
+using cpu::Cache;
+using cpu::Executor;
+
+using Ids = py::array_t<int32_t, py::array::c_style>;
+
+std::shared_ptr<Executor> make_executor(const Program& program, int threads, const std::string& simd, bool poison,
+                                        std::function<void(size_t, size_t)> progress) {
+    const py::gil_scoped_release release;
+    std::function<void(size_t, size_t)> report;
+    if (progress) {
+        report = [&progress](size_t done, size_t total) {
+            const py::gil_scoped_acquire gil;
+            progress(done, total);
+        };
+    }
+    return std::make_shared<Executor>(program, Executor::Options{threads, simd.empty() ? nullptr : simd.c_str(), poison}, report);
+}
+
+py::array_t<float> run(Executor& executor, Cache& cache, const Ids& ids, int64_t logit_rows) {
+    if (ids.ndim() != 1) throw std::invalid_argument("ids must have one dimension, has " + std::to_string(ids.ndim()));
+    const int32_t* data = ids.data();
+    const int64_t rows = ids.shape(0);
+    if (rows > executor.program().max_rows || logit_rows < 0 || logit_rows > rows)
+        throw std::invalid_argument("a step takes 1 to " + std::to_string(executor.program().max_rows) + " rows and logits of 0 to all of them; got " +
+                                    std::to_string(rows) + " rows, logit_rows " + std::to_string(logit_rows));
+    py::array_t<float> logits({logit_rows, executor.program().vocab});
+    float* to = logits.mutable_data();
+    const py::gil_scoped_release release;
+    executor.run(cache, data, static_cast<int>(rows), logit_rows, to);
+    return logits;
+}
+
+}  // namespace
+
+void bind_executor(py::module_& m) {
+    py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor")
+        .def(py::init(&make_executor), py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("simd") = "", py::arg("poison") = false,
+             py::arg("progress") = std::function<void(size_t, size_t)>())
+        .def_property_readonly("simd", &Executor::simd)
+        .def_property_readonly("threads", &Executor::threads)
+        .def_property_readonly("weight_bytes", &Executor::weight_bytes)
+        .def("run", &run, py::arg("cache"), py::arg("ids").noconvert(), py::arg("logit_rows") = 0)
+        .def("read_seconds", &Executor::read_seconds, py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
+    py::class_<Cache>(m, "Cache")
+        .def(py::init([](const Executor& executor, bool poison) { return std::make_unique<Cache>(executor.program(), poison); }), py::arg("executor"),
+             py::arg("poison") = false, py::keep_alive<1, 2>())
+        .def_property_readonly("position", &Cache::position)
+        .def("rollback", &Cache::rollback, py::arg("n"))
+        .def("reset", &Cache::reset)
+        .def_property_readonly("bytes_used", &Cache::bytes_used)
+        .def_property_readonly("bytes_reserved", &Cache::bytes_reserved);
+    m.def("simd_levels", [] {
+        py::list levels;
+        for (const cpu::Kernels* const* level = cpu::available_kernels(); *level; ++level) levels.append((*level)->name);
+        return levels;
+    });
+}
+
+}  // namespace llama_ext

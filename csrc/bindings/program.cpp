@@ -1,0 +1,225 @@
+#include "program/program.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "bindings/bindings.h"
+#include "program/cost.h"
+
+namespace py = pybind11;
+
+namespace llama_ext {
+namespace {
+
+// Holds the numpy array whose bytes a Weight points to; the last release may come from any thread.
+struct PythonOwner {
+    py::object object;
+    explicit PythonOwner(py::object o) : object(std::move(o)) {}
+    ~PythonOwner() {
+        const py::gil_scoped_acquire gil;
+        object = py::object();
+    }
+};
+
+std::shared_ptr<Weight> make_weight(std::string name, const std::string& format, int64_t rows, int64_t cols, const py::array& data) {
+    auto w = std::make_shared<Weight>();
+    w->name = std::move(name);
+    w->format = format_from_name(format);
+    w->rows = rows;
+    w->cols = cols;
+    if (rows <= 0 || cols <= 0 || cols % info(w->format).block != 0) {
+        throw std::invalid_argument(w->name + ": [" + std::to_string(rows) + ", " + std::to_string(cols) + "] is no shape for " + format +
+                                    ", whose blocks hold " + std::to_string(info(w->format).block) + " columns");
+    }
+    if (!(data.flags() & py::array::c_style)) throw std::invalid_argument(w->name + ": the data must be contiguous");
+    if (static_cast<size_t>(data.nbytes()) != w->bytes()) {
+        throw std::invalid_argument(w->name + ": " + std::to_string(data.nbytes()) + " bytes, but [" + std::to_string(rows) + ", " +
+                                    std::to_string(cols) + "] in " + format + " takes " + std::to_string(w->bytes()));
+    }
+    w->data = static_cast<const std::byte*>(data.data());
+    w->owner = std::make_shared<PythonOwner>(data);
+    return w;
+}
+
+Mask::Kind mask_kind(const std::string& name) {
+    if (name == "global") return Mask::Kind::global;
+    if (name == "chunked") return Mask::Kind::chunked;
+    if (name == "sliding") return Mask::Kind::sliding;
+    throw std::invalid_argument("unknown mask '" + name + "'; known: global, chunked, sliding");
+}
+
+const char* mask_name(Mask::Kind kind) {
+    switch (kind) {
+        case Mask::Kind::chunked: return "chunked";
+        case Mask::Kind::sliding: return "sliding";
+        case Mask::Kind::global: break;
+    }
+    return "global";
+}
+
+CacheFormat cache_format(const std::string& name) {
+    if (name == "f32") return CacheFormat::f32;
+    if (name == "f16") return CacheFormat::f16;
+    if (name == "bf16") return CacheFormat::bf16;
+    throw std::invalid_argument("unknown cache format '" + name + "'; known: f32, f16, bf16");
+}
+
+const char* cache_format_name(CacheFormat format) {
+    switch (format) {
+        case CacheFormat::f32: return "f32";
+        case CacheFormat::bf16: return "bf16";
+        case CacheFormat::f16: break;
+    }
+    return "f16";
+}
+
+void bind_instructions(py::module_& m) {
+    using W = WeightPtr;
+    py::class_<Embed>(m, "Embed").def(py::init([](W table) { return Embed{table}; }), py::kw_only(), py::arg("table")).def_readonly("table", &Embed::table);
+    py::class_<Qkv>(m, "Qkv")
+        .def(py::init([](int layer, W norm, W q, W k, W v, float eps, int heads, int kv_heads, int head_dim, int rope, int64_t rope_chunk) {
+                 return Qkv{layer, norm, q, k, v, eps, heads, kv_heads, head_dim, rope, rope_chunk};
+             }),
+             py::kw_only(), py::arg("layer"), py::arg("norm"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("eps"), py::arg("heads"),
+             py::arg("kv_heads"), py::arg("head_dim"), py::arg("rope"), py::arg("rope_chunk") = 0)
+        .def_readonly("layer", &Qkv::layer)
+        .def_readonly("norm", &Qkv::norm)
+        .def_readonly("q", &Qkv::q)
+        .def_readonly("k", &Qkv::k)
+        .def_readonly("v", &Qkv::v)
+        .def_readonly("eps", &Qkv::eps)
+        .def_readonly("heads", &Qkv::heads)
+        .def_readonly("kv_heads", &Qkv::kv_heads)
+        .def_readonly("head_dim", &Qkv::head_dim)
+        .def_readonly("rope", &Qkv::rope)
+        .def_readonly("rope_chunk", &Qkv::rope_chunk);
+    py::class_<Attention>(m, "Attention")
+        .def(py::init([](int layer, int cache, int heads, int kv_heads, int head_dim, float scale, Mask mask, bool qk_norm, float qk_norm_eps,
+                         float temperature_scale, int64_t temperature_floor) {
+                 return Attention{layer, cache, heads, kv_heads, head_dim, scale, mask, qk_norm, qk_norm_eps, temperature_scale, temperature_floor};
+             }),
+             py::kw_only(), py::arg("layer"), py::arg("cache"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"),
+             py::arg("mask"), py::arg("qk_norm") = false, py::arg("qk_norm_eps") = 0.0f, py::arg("temperature_scale") = 0.0f,
+             py::arg("temperature_floor") = 0)
+        .def_readonly("layer", &Attention::layer)
+        .def_readonly("cache", &Attention::cache)
+        .def_readonly("heads", &Attention::heads)
+        .def_readonly("kv_heads", &Attention::kv_heads)
+        .def_readonly("head_dim", &Attention::head_dim)
+        .def_readonly("scale", &Attention::scale)
+        .def_readonly("mask", &Attention::mask)
+        .def_readonly("qk_norm", &Attention::qk_norm)
+        .def_readonly("qk_norm_eps", &Attention::qk_norm_eps)
+        .def_readonly("temperature_scale", &Attention::temperature_scale)
+        .def_readonly("temperature_floor", &Attention::temperature_floor);
+    py::class_<Output>(m, "Output")
+        .def(py::init([](int layer, W weight) { return Output{layer, weight}; }), py::kw_only(), py::arg("layer"), py::arg("weight"))
+        .def_readonly("layer", &Output::layer)
+        .def_readonly("weight", &Output::weight);
+    py::class_<GateUp>(m, "GateUp")
+        .def(py::init([](int layer, W norm, W gate, W up, float eps) { return GateUp{layer, norm, gate, up, eps}; }), py::kw_only(),
+             py::arg("layer"), py::arg("norm"), py::arg("gate"), py::arg("up"), py::arg("eps"))
+        .def_readonly("layer", &GateUp::layer)
+        .def_readonly("norm", &GateUp::norm)
+        .def_readonly("gate", &GateUp::gate)
+        .def_readonly("up", &GateUp::up)
+        .def_readonly("eps", &GateUp::eps);
+    py::class_<Down>(m, "Down")
+        .def(py::init([](int layer, W weight) { return Down{layer, weight}; }), py::kw_only(), py::arg("layer"), py::arg("weight"))
+        .def_readonly("layer", &Down::layer)
+        .def_readonly("weight", &Down::weight);
+    py::class_<Head>(m, "Head")
+        .def(py::init([](W norm, W weight, float eps) { return Head{norm, weight, eps}; }), py::kw_only(), py::arg("norm"), py::arg("weight"),
+             py::arg("eps"))
+        .def_readonly("norm", &Head::norm)
+        .def_readonly("weight", &Head::weight)
+        .def_readonly("eps", &Head::eps);
+    py::class_<Sample>(m, "Sample").def(py::init<>());
+}
+
+}  // namespace
+
+void bind_program(py::module_& m) {
+    py::class_<Weight, std::shared_ptr<Weight>>(m, "Weight")
+        .def(py::init(&make_weight), py::arg("name"), py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("data"))
+        .def_readonly("name", &Weight::name)
+        .def_property_readonly("format", [](const Weight& w) { return info(w.format).name; })
+        .def_readonly("rows", &Weight::rows)
+        .def_readonly("cols", &Weight::cols)
+        .def_property_readonly("nbytes", &Weight::bytes)
+        .def("dequantize", [](const Weight& w) {
+            py::array_t<float> out({w.rows, w.cols});
+            float* to = out.mutable_data();
+            const py::gil_scoped_release release;
+            const size_t stride = row_bytes(w.format, w.cols);
+            for (int64_t r = 0; r < w.rows; ++r) dequantize(w.format, w.data + static_cast<size_t>(r) * stride, w.cols, to + r * w.cols);
+            return out;
+        });
+    py::class_<Mask>(m, "Mask")
+        .def(py::init([](const std::string& kind, int64_t extent) { return Mask{mask_kind(kind), extent}; }), py::arg("kind"), py::arg("extent") = 0)
+        .def_property_readonly("kind", [](const Mask& mask) { return mask_name(mask.kind); })
+        .def_readonly("extent", &Mask::extent)
+        .def("first_key", &Mask::first_key, py::arg("position"));
+    bind_instructions(m);
+    py::class_<CacheLayer>(m, "CacheLayer")
+        .def(py::init([](int kv_heads, int head_dim, int64_t capacity, const std::string& format) {
+                 return CacheLayer{kv_heads, head_dim, capacity, cache_format(format)};
+             }),
+             py::kw_only(), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacity"), py::arg("format"))
+        .def_readonly("kv_heads", &CacheLayer::kv_heads)
+        .def_readonly("head_dim", &CacheLayer::head_dim)
+        .def_readonly("capacity", &CacheLayer::capacity)
+        .def_property_readonly("format", [](const CacheLayer& c) { return cache_format_name(c.format); })
+        .def_property_readonly("bytes_per_slot", &CacheLayer::bytes_per_slot);
+    py::class_<Cost>(m, "Cost")
+        .def_readonly("weight_bytes", &Cost::weight_bytes)
+        .def_readonly("cache_bytes", &Cost::cache_bytes)
+        .def_readonly("operations", &Cost::operations);
+    py::class_<Program, std::shared_ptr<Program>>(m, "Program")
+        .def(py::init([](int64_t vocab, int64_t hidden, int64_t max_context, int max_rows, const std::vector<std::vector<double>>& ropes,
+                         std::vector<CacheLayer> caches, std::vector<Instruction> code) {
+                 auto p = std::make_shared<Program>(Program{vocab, hidden, max_context, max_rows, {}, std::move(caches), std::move(code)});
+                 for (const std::vector<double>& frequencies : ropes) p->ropes.push_back({frequencies});
+                 p->validate();
+                 return p;
+             }),
+             py::kw_only(), py::arg("vocab"), py::arg("hidden"), py::arg("max_context"), py::arg("max_rows"), py::arg("ropes"), py::arg("caches"),
+             py::arg("code"))
+        .def_readonly("vocab", &Program::vocab)
+        .def_readonly("hidden", &Program::hidden)
+        .def_readonly("max_context", &Program::max_context)
+        .def_readonly("max_rows", &Program::max_rows)
+        .def_property_readonly("ropes",
+                               [](const Program& p) {
+                                   std::vector<std::vector<double>> ropes;
+                                   for (const Rope& rope : p.ropes) ropes.push_back(rope.inverse_frequency);
+                                   return ropes;
+                               })
+        .def_readonly("caches", &Program::caches)
+        .def_readonly("code", &Program::code)
+        .def("max_rollback", &Program::max_rollback, py::arg("position"))
+        .def(
+            "cost",
+            [](const Program& p, int64_t index, int64_t rows, int64_t position, int64_t logit_rows) {
+                return cost(p, p.code.at(static_cast<size_t>(index)), rows, position, logit_rows);
+            },
+            py::arg("index"), py::arg("rows") = 1, py::arg("position") = 0, py::arg("logit_rows") = 1);
+    m.def("name", [](const Instruction& i) { return name(i); }, py::arg("instruction"));
+    m.def("weights", [](const Instruction& i) {
+        std::vector<std::shared_ptr<Weight>> list;
+        for (const WeightPtr& w : weights(i)) list.push_back(std::const_pointer_cast<Weight>(w));
+        return list;
+    }, py::arg("instruction"));
+    m.def("cache_capacity", &cache_capacity, py::arg("mask"), py::arg("max_context"), py::arg("max_rows"));
+    py::dict formats;
+    for (int f = 0; f < kFormats; ++f) {
+        const FormatInfo& i = info(static_cast<Format>(f));
+        static constexpr const char* kActivations[] = {"f32", "q15"};
+        formats[py::str(i.name)] = py::make_tuple(i.block, i.bytes, kActivations[static_cast<size_t>(i.activation)]);
+    }
+    m.attr("formats") = formats;
+}
+
+}  // namespace llama_ext

@@ -1,0 +1,73 @@
+#include "cpu/cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace llama_ext::cpu {
+
+Cache::Cache(const Program& program, bool poison) : program_(program), poison_(poison) {
+    for (const CacheLayer& layer : program.caches) {
+        CacheView view{layer.format, layer.kv_heads, layer.head_dim, layer.capacity, 0, nullptr, nullptr};
+        view.padded = (layer.capacity + kKeyTile - 1) / kKeyTile * kKeyTile;
+        const size_t half = static_cast<size_t>(view.padded) * layer.bytes_per_slot() / 2;
+        pages_.emplace_back(2 * half, Pages::Size::normal);
+        view.keys = pages_.back().data();
+        view.values = view.keys + half;
+        views_.push_back(view);
+    }
+    reset();
+}
+
+void Cache::poison_slots(const CacheView& view, int64_t first, int64_t last) const {
+    // All bits set is a NaN in f32, f16 and bf16 alike.
+    const size_t element = cache_element_bytes(view.format);
+    const size_t head_dim = static_cast<size_t>(view.head_dim);
+    for (int head = 0; head < view.kv_heads; ++head) {
+        const size_t base = static_cast<size_t>(head * view.padded);
+        for (int64_t slot = first; slot < last; ++slot) {
+            std::memset(view.values + (base + static_cast<size_t>(slot)) * head_dim * element, 0xff, head_dim * element);
+            std::byte* key = view.keys + ((base + static_cast<size_t>(slot / kKeyTile * kKeyTile)) * head_dim + static_cast<size_t>(slot % kKeyTile)) * element;
+            for (size_t d = 0; d < head_dim; ++d) std::memset(key + d * kKeyTile * element, 0xff, element);
+        }
+    }
+}
+
+void Cache::rollback(int64_t n) {
+    if (n < 0 || n > position_)
+        throw std::invalid_argument("cannot roll back " + std::to_string(n) + " of " + std::to_string(position_) + " positions");
+    const int64_t furthest = program_.max_rollback(position_);
+    if (n > furthest) {
+        throw std::invalid_argument("cannot roll back " + std::to_string(n) + " positions: the rings of this model's chunked or sliding layers keep " +
+                                    std::to_string(furthest) + "; reset and prefill again");
+    }
+    if (poison_) {
+        for (const CacheView& view : views_) {
+            for (int64_t p = position_ - n; p < position_; ++p) poison_slots(view, p % view.capacity, p % view.capacity + 1);
+        }
+    }
+    position_ -= n;
+}
+
+void Cache::reset() {
+    position_ = 0;
+    if (poison_) {
+        for (const CacheView& view : views_) poison_slots(view, 0, view.padded);
+    }
+}
+
+size_t Cache::bytes_used() const {
+    size_t bytes = 0;
+    for (const CacheLayer& layer : program_.caches)
+        bytes += static_cast<size_t>(std::min(position_, layer.capacity)) * layer.bytes_per_slot();
+    return bytes;
+}
+
+size_t Cache::bytes_reserved() const {
+    size_t bytes = 0;
+    for (const Pages& pages : pages_) bytes += pages.bytes();
+    return bytes;
+}
+
+}  // namespace llama_ext::cpu

@@ -1,0 +1,42 @@
+// The keys and values of one session, and how far it has come. Address space for every slot is reserved at once; memory follows
+// as slots are written, at addresses that never change.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/attention.h"
+#include "cpu/memory.h"
+#include "program/program.h"
+
+namespace llama_ext::cpu {
+
+class Cache {
+public:
+    // poison: fill every slot that holds no position with NaN, so that reading one shows (for tests; touches all memory)
+    Cache(const Program& program, bool poison);
+
+    int64_t position() const { return position_; }
+    void advance(int64_t rows) { position_ += rows; }
+
+    // Forgets the last n positions. Throws std::invalid_argument when n is negative, more than there are, or more than the
+    // rings of chunked and sliding layers can take back.
+    void rollback(int64_t n);
+    void reset();
+
+    const CacheView& layer(int index) const { return views_[static_cast<size_t>(index)]; }
+    // Bytes of the slots that hold positions now.
+    size_t bytes_used() const;
+    size_t bytes_reserved() const;
+
+private:
+    void poison_slots(const CacheView& view, int64_t first, int64_t last) const;
+
+    const Program& program_;
+    const bool poison_;
+    int64_t position_ = 0;
+    std::vector<Pages> pages_;
+    std::vector<CacheView> views_;
+};
+
+}  // namespace llama_ext::cpu

@@ -1,0 +1,235 @@
+#include "cpu/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/bind.h"
+
+namespace llama_ext::cpu {
+namespace {
+
+constexpr size_t kLine = 64;
+
+size_t aligned(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+size_t packed_bytes(const Weight& w) {
+    const int64_t groups = (w.rows + kGroup - 1) / kGroup;
+    return aligned(static_cast<size_t>(groups) * packed_group_bytes(w.format, w.cols));
+}
+
+// The size of the widest input of a product, of attention, ...: what the buffers are made for.
+struct Widths {
+    int64_t q = 0, kv = 0, h = 0, product = 0, head_dim = 0, block_queries = 0;
+
+    explicit Widths(const Program& program) : product(program.hidden) {
+        for (const Instruction& instruction : program.code) {
+            if (const auto* i = std::get_if<Attention>(&instruction)) {
+                const int64_t capacity = program.caches[static_cast<size_t>(i->cache)].capacity;
+                q = std::max<int64_t>(q, int64_t{i->heads} * i->head_dim);
+                kv = std::max<int64_t>(kv, int64_t{i->kv_heads} * i->head_dim);
+                head_dim = std::max<int64_t>(head_dim, i->head_dim);
+                block_queries = std::max(block_queries, i->heads * ((capacity + kKeyBlock - 1) / kKeyBlock));
+            }
+            if (const auto* i = std::get_if<GateUp>(&instruction)) h = std::max(h, i->gate->rows);
+            for (const WeightPtr& w : weights(instruction)) product = std::max(product, w->cols);
+        }
+    }
+};
+
+// Hands out pieces of one allocation: called first to add up, then again to give addresses.
+struct Carver {
+    std::byte* base = nullptr;
+    size_t used = 0;
+
+    template <class T>
+    void take(T*& pointer, int64_t count) {
+        pointer = base ? reinterpret_cast<T*>(base + used) : nullptr;
+        used += aligned(static_cast<size_t>(count) * sizeof(T));
+    }
+
+    void take(ActivationBuffers& buffers, int64_t rows, int64_t cols) {
+        take(buffers.f32, rows * cols);
+        take(buffers.digits, rows * 2 * cols);
+        take(buffers.scale, rows * (cols / 32 + 1));
+        take(buffers.sum16, rows * (cols / 16 + 1));
+    }
+};
+
+struct PackingBinder final : Binder {
+    const Program& program;
+    Team& team;
+    Pages& pages;
+    std::vector<Rotation>& rotations;
+    const std::function<void(size_t, size_t)>& progress;
+    size_t used = 0;
+
+    PackingBinder(const Program& p, Team& t, Pages& w, std::vector<Rotation>& r, const std::function<void(size_t, size_t)>& f)
+        : program(p), team(t), pages(w), rotations(r), progress(f) {}
+
+    std::byte* take(size_t bytes) {
+        std::byte* place = pages.data() + used;
+        used += aligned(bytes);
+        if (progress) progress(used, pages.bytes());
+        return place;
+    }
+
+    PackedWeight pack(const Weight& w) override {
+        PackedWeight packed{w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols), nullptr};
+        std::byte* place = take(packed_bytes(w));
+        packed.data = place;
+        const size_t stride = row_bytes(w.format, w.cols);
+        team.run([&](int member) {
+            const Share mine = share(packed.groups, member, team.size());
+            for (int64_t g = mine.begin; g < mine.end; ++g) {
+                const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
+                pack_group(w.format, w.cols, w.data + static_cast<size_t>(g * kGroup) * stride, rows, place + static_cast<size_t>(g) * packed.group_bytes);
+            }
+        });
+        return packed;
+    }
+
+    const float* vector(const Weight& w) override {
+        float* place = reinterpret_cast<float*>(take(static_cast<size_t>(w.cols) * sizeof(float)));
+        dequantize(w.format, w.data, w.cols, place);
+        return place;
+    }
+
+    int64_t rotation(int rope, int64_t chunk) override {
+        if (rope < 0) return -1;
+        for (const Rotation& r : rotations)
+            if (r.rope == rope && r.chunk == chunk) return r.offset;
+        const Rotation* last = rotations.empty() ? nullptr : &rotations.back();
+        rotations.push_back({rope, chunk, last ? last->offset + pairs(last->rope) * program.max_rows : 0});
+        return rotations.back().offset;
+    }
+
+    int64_t pairs(int rope) const { return static_cast<int64_t>(program.ropes[static_cast<size_t>(rope)].inverse_frequency.size()); }
+};
+
+// Cosines and sines of the step's positions, from float64 angles.
+void rotation_rows(const Step& step, const std::vector<Rotation>& rotations, int member) {
+    const Share mine = share(step.rows, member, step.team.size());
+    for (const Rotation& rotation : rotations) {
+        const std::vector<double>& frequency = step.program.ropes[static_cast<size_t>(rotation.rope)].inverse_frequency;
+        const int64_t pairs = static_cast<int64_t>(frequency.size());
+        for (int64_t r = mine.begin; r < mine.end; ++r) {
+            const int64_t position = step.position + r;
+            const double angle_position = static_cast<double>(rotation.chunk ? position % rotation.chunk : position);
+            for (int64_t i = 0; i < pairs; ++i) {
+                const double angle = angle_position * frequency[static_cast<size_t>(i)];
+                step.cosine[rotation.offset + r * pairs + i] = static_cast<float>(std::cos(angle));
+                step.sine[rotation.offset + r * pairs + i] = static_cast<float>(std::sin(angle));
+            }
+        }
+    }
+}
+
+}  // namespace
+
+Executor::Executor(Program program, const Options& options, const std::function<void(size_t, size_t)>& progress)
+    : program_((program.validate(), std::move(program))),
+      kernels_(choose_kernels(options.simd)),
+      team_(options.threads),
+      poison_(options.poison),
+      step_{kernels_, program_, team_} {
+    size_t bytes = 0;
+    for (const Instruction& instruction : program_.code) {
+        if (std::holds_alternative<Embed>(instruction)) continue;  // a row a token: read where it lies
+        for (const WeightPtr& w : weights(instruction)) bytes += w->rows == 1 ? aligned(static_cast<size_t>(w->cols) * sizeof(float)) : packed_bytes(*w);
+    }
+    weights_ = Pages(bytes, Pages::Size::huge);
+    PackingBinder binder(program_, team_, weights_, rotations_, progress);
+    for (const Instruction& instruction : program_.code) {
+        std::visit(
+            [&](const auto& i) {
+                if constexpr (!std::is_same_v<std::decay_t<decltype(i)>, Sample>) code_.push_back(bind(i, binder));
+            },
+            instruction);
+    }
+
+    const Widths widths(program_);
+    const int64_t rows = program_.max_rows;
+    int64_t angles = 0;
+    for (const Rotation& r : rotations_) angles += binder.pairs(r.rope) * rows;
+    step_.members.resize(static_cast<size_t>(team_.size()));
+    const auto carve = [&](Carver& carver) {
+        carver.take(step_.x, rows * program_.hidden);
+        carver.take(step_.q, rows * widths.q);
+        carver.take(step_.k, rows * widths.kv);
+        carver.take(step_.v, rows * widths.kv);
+        carver.take(step_.a, rows * widths.q);
+        carver.take(step_.h, rows * widths.h);
+        carver.take(step_.block_values, widths.block_queries * widths.head_dim);
+        carver.take(step_.block_partials, widths.block_queries);
+        carver.take(step_.cosine, angles);
+        carver.take(step_.sine, angles);
+        carver.take(step_.shared, rows, widths.product);
+        for (MemberBuffers& m : step_.members) {
+            carver.take(m.activation, 1, widths.product);
+            carver.take(m.row, widths.product);
+            carver.take(m.tile, 2 * rows * kGroup);
+            carver.take(m.partials, kQueryTile * widths.head_dim);
+        }
+    };
+    Carver sizes;
+    carve(sizes);
+    buffers_ = Pages(sizes.used, Pages::Size::normal);
+    Carver carver{buffers_.data()};
+    carve(carver);
+}
+
+void Executor::run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits) {
+    const std::lock_guard lock(mutex_);
+    if (rows < 1 || rows > program_.max_rows)
+        throw std::invalid_argument("a step takes 1 to " + std::to_string(program_.max_rows) + " rows, not " + std::to_string(rows));
+    if (logit_rows < 0 || logit_rows > rows) throw std::invalid_argument("logit_rows must be between 0 and the step's rows");
+    if (cache.position() + rows > program_.max_context) {
+        throw std::invalid_argument("position " + std::to_string(cache.position()) + " plus " + std::to_string(rows) + " tokens is past max_context " +
+                                    std::to_string(program_.max_context));
+    }
+    for (int r = 0; r < rows; ++r) {
+        if (ids[r] < 0 || ids[r] >= program_.vocab) {
+            throw std::invalid_argument("token id " + std::to_string(ids[r]) + " is outside the vocabulary of " + std::to_string(program_.vocab));
+        }
+    }
+    step_.cache = &cache;
+    step_.ids = ids;
+    step_.rows = rows;
+    step_.position = cache.position();
+    step_.logit_rows = logit_rows;
+    step_.logits = logits;
+    if (poison_) std::memset(buffers_.data(), 0xff, buffers_.bytes());
+    team_.run([this](int member) {
+        rotation_rows(step_, rotations_, member);
+        for (const auto& instruction : code_) {
+            instruction->run(step_, member);
+            team_.barrier();
+        }
+    });
+    cache.advance(rows);
+}
+
+double Executor::read_seconds(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const Pages* source = &weights_;
+    if (weights_.bytes() < bytes) {
+        if (probe_.bytes() < bytes) {
+            probe_ = Pages(bytes, Pages::Size::huge);
+            std::memset(probe_.data(), 1, probe_.bytes());
+        }
+        source = &probe_;
+    }
+    std::atomic<uint64_t> total{0};
+    const auto start = std::chrono::steady_clock::now();
+    team_.run([&](int member) {
+        const Share mine = share(static_cast<int64_t>(bytes / kLine), member, team_.size());
+        total += kernels_.sum_lines(source->data() + static_cast<size_t>(mine.begin) * kLine, mine.end - mine.begin);
+    });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace llama_ext::cpu

@@ -1,0 +1,105 @@
+// Runs a program on a thread team. Everything is laid out when the executor is made: weights packed, buffers reserved, each
+// instruction bound to its packed weights. A step then only walks the list.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cpu/cache.h"
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+#include "cpu/team.h"
+#include "program/program.h"
+
+namespace llama_ext::cpu {
+
+// Room for one set of rows in every form that some product asks for, and for a row on its way there.
+struct ActivationBuffers {
+    float* f32;
+    int8_t* digits;
+    float* scale;
+    int32_t* sum16;
+};
+
+// What belongs to one member of the team.
+struct MemberBuffers {
+    ActivationBuffers activation;  // one row
+    float* row;                    // [widest row]
+    float* tile;                   // [2][max_rows][16], results of a group on their way out
+    float* partials;               // [kQueryTile][head_dim]
+};
+
+// One step: what instructions read and write. Shapes as in program/instruction.h.
+struct Step {
+    const Kernels& kernels;
+    const Program& program;
+    Team& team;
+    Cache* cache = nullptr;
+    const int32_t* ids = nullptr;
+    int rows = 0;
+    int64_t position = 0;
+    int64_t logit_rows = 0;  // the last ones
+    float* logits = nullptr;  // [logit_rows][vocab]
+
+    float *x = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *a = nullptr, *h = nullptr;
+    float* block_values = nullptr;         // [heads][blocks][head_dim]: softmax partials of a one-row step
+    Partial* block_partials = nullptr;     // [heads][blocks]
+    float *cosine = nullptr, *sine = nullptr;  // [rotations][max_rows][head_dim / 2]
+    ActivationBuffers shared{};            // max_rows rows
+    std::vector<MemberBuffers> members{};
+};
+
+// A rotation table of the step: frequencies, and the chunk that positions wrap in (0: none).
+struct Rotation {
+    int rope;
+    int64_t chunk;
+    int64_t offset;  // into Step::cosine and sine
+};
+
+// Instructions with their weights packed. `run` is called by every member and may meet the others at barriers; the executor
+// adds one after it.
+struct BoundInstruction {
+    virtual ~BoundInstruction() = default;
+    virtual void run(Step& step, int member) const = 0;
+};
+
+class Executor {
+public:
+    struct Options {
+        int threads = 1;
+        const char* simd = nullptr;  // a level's name; null: LLAMA_EXT_SIMD or the best
+        bool poison = false;         // fill every buffer with NaN before each step
+    };
+    // progress(done, total), in bytes of weights packed so far; called on the caller's thread
+    Executor(Program program, const Options& options, const std::function<void(size_t, size_t)>& progress);
+
+    const Program& program() const { return program_; }
+    const char* simd() const { return kernels_.name; }
+    int threads() const { return team_.size(); }
+    size_t weight_bytes() const { return weights_.bytes(); }
+
+    // Appends `rows` ids at the cache's position and advances it. logits [logit_rows][vocab] of the last logit_rows rows.
+    // Throws std::invalid_argument for an id outside the vocabulary, more rows than max_rows, or past max_context; nothing
+    // has changed then. One step at a time; other threads wait.
+    void run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits);
+
+    // Seconds that the team takes to read `bytes` of its packed weights once (or a buffer of the same kind of pages, where
+    // there are fewer weights than that).
+    double read_seconds(size_t bytes);
+
+private:
+    const Program program_;
+    const Kernels& kernels_;
+    Team team_;
+    std::mutex mutex_;
+    const bool poison_;
+    Pages weights_, buffers_, probe_;
+    Step step_;
+    std::vector<Rotation> rotations_;
+    std::vector<std::unique_ptr<BoundInstruction>> code_;
+};
+
+}  // namespace llama_ext::cpu

@@ -1,0 +1,12 @@
+#include "cpu/kernels/level.h"
+
+#define LLAMA_EXT_STRING_OF(x) #x
+#define LLAMA_EXT_STRING(x) LLAMA_EXT_STRING_OF(x)
+
+namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
+
+const Kernels kKernels = {
+    LLAMA_EXT_STRING(LLAMA_EXT_LEVEL), kProducts, rms_norm, quantize_q15, silu_times, rotate, sum_lines, append, attend, merge,
+};
+
+}  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL

@@ -1,0 +1,27 @@
+// Activations into the form that products with integer weights take (activation.h).
+#include "cpu/kernels/level.h"
+
+namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
+
+void quantize_q15(const float* x, int64_t n, int8_t* digits, float* scale, int32_t* sum16) {
+    for (int64_t i = 0; i < n; i += 32, digits += 64, sum16 += 2) {
+        const F32x16 values[2] = {load(x + i), load(x + i + 16)};
+        // The largest magnitude by its bits: as integers they order as the floats do, and a NaN is above them all.
+        const int32_t largest_bits = reduce_max(max(f32_to_bits(abs(values[0])), f32_to_bits(abs(values[1]))));
+        float largest;
+        memcpy(&largest, &largest_bits, sizeof largest);
+        // A block so small that the division would overflow counts as zeros; a NaN or an infinity stays visible in the scale.
+        const bool tiny = largest < 1e-33f;
+        const float to_int = tiny ? 0.0f : kLargestQ15 / largest;
+        *scale++ = tiny ? 0.0f : largest / kLargestQ15;
+        for (int half = 0; half < 2; ++half) {
+            const I32x16 q = round_to_i32(values[half] * broadcast(to_int));
+            const I32x16 high = shift_right_signed<kDigitShift>(q + broadcast(int32_t{1} << (kDigitShift - 1)));
+            store_i8(digits + 16 * half, high);
+            store_i8(digits + 32 + 16 * half, q - shift_left<kDigitShift>(high));
+            sum16[half] = reduce_add(q);
+        }
+    }
+}
+
+}  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL

@@ -1,0 +1,42 @@
+// output and down: a product added to the residual stream.
+#include <algorithm>
+
+#include "cpu/bind.h"
+#include "cpu/prepare.h"
+
+namespace llama_ext::cpu {
+namespace {
+
+struct BoundResidualProduct final : BoundInstruction {
+    PackedWeight weight;
+    float* Step::*source;
+
+    void run(Step& step, int member) const override {
+        const Activation input = prepare(step, member, step.*source, step.rows, weight.cols, nullptr, 0, forms_of({&weight}));
+        float* tile = step.members[static_cast<size_t>(member)].tile;
+        const Share mine = share(weight.groups, member, step.team.size());
+        for (int64_t g = mine.begin; g < mine.end; ++g) {
+            step.kernels.products[static_cast<size_t>(weight.format)](weight, g, input, 0, step.rows, tile);
+            const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, weight.rows - first);
+            for (int64_t r = 0; r < step.rows; ++r) {
+                float* x = step.x + r * weight.rows + first;
+                for (int64_t j = 0; j < count; ++j) x[j] += tile[r * kGroup + j];
+            }
+        }
+    }
+};
+
+std::unique_ptr<BoundInstruction> residual_product(const Weight& weight, float* Step::*source, Binder& binder) {
+    auto bound = std::make_unique<BoundResidualProduct>();
+    bound->weight = binder.pack(weight);
+    bound->source = source;
+    return bound;
+}
+
+}  // namespace
+
+std::unique_ptr<BoundInstruction> bind(const Output& instruction, Binder& binder) { return residual_product(*instruction.weight, &Step::a, binder); }
+
+std::unique_ptr<BoundInstruction> bind(const Down& instruction, Binder& binder) { return residual_product(*instruction.weight, &Step::h, binder); }
+
+}  // namespace llama_ext::cpu

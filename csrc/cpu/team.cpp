@@ -1,0 +1,84 @@
+#include "cpu/team.h"
+
+#include <stdexcept>
+
+#include <unistd.h>
+
+namespace llama_ext::cpu {
+namespace {
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Team::Team(int size) : size_(size), process_(getpid()) {
+    if (size < 1) throw std::invalid_argument("threads must be 1 or more, is " + std::to_string(size));
+    threads_.reserve(static_cast<size_t>(size - 1));
+    for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
+}
+
+Team::~Team() {
+    if (getpid() != process_) {  // a forked child: the threads exist only in the parent
+        for (std::thread& thread : threads_) thread.detach();
+        return;
+    }
+    stop_ = true;
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::wait_while(std::atomic<uint32_t>& word, uint32_t value) {
+    // The clock is read only now and then: reading it costs as much as tens of looks at the word.
+    for (int i = 0; i < 64; ++i) {
+        if (word.load(std::memory_order_acquire) != value) return;
+        relax();
+    }
+    const auto deadline = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (word.load(std::memory_order_acquire) != value) return;
+            relax();
+        }
+    } while (std::chrono::steady_clock::now() < deadline);
+    word.wait(value, std::memory_order_acquire);
+}
+
+void Team::barrier() {
+    const uint32_t phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(size_)) {
+        arrived_.store(0, std::memory_order_relaxed);
+        phase_.store(phase + 1, std::memory_order_release);
+        phase_.notify_all();
+    } else {
+        wait_while(phase_, phase);
+    }
+}
+
+void Team::run(const std::function<void(int)>& job) {
+    if (getpid() != process_)
+        throw std::runtime_error("this model was loaded before the process was forked and its threads stayed behind; load it again in the child");
+    if (size_ == 1) return job(0);
+    job_ = &job;
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    job(0);
+    barrier();  // everyone is done
+}
+
+void Team::work(int member) {
+    for (uint32_t seen = 0;; ++seen) {
+        wait_while(epoch_, seen);
+        if (stop_) return;
+        (*job_)(member);
+        barrier();
+    }
+}
+
+}  // namespace llama_ext::cpu

@@ -1,0 +1,177 @@
+#include "program/program.h"
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace llama_ext {
+namespace {
+
+// Collects one instruction's complaints under its name.
+struct Checker {
+    const Program& program;
+    std::string where;
+
+    [[noreturn]] void fail(const std::string& what) const { throw std::invalid_argument(where + ": " + what); }
+
+    void require(bool holds, const std::string& what) const {
+        if (!holds) fail(what);
+    }
+
+    void matrix(const char* operand, const WeightPtr& w, int64_t rows, int64_t cols) const {
+        require(w != nullptr, std::string(operand) + " is missing");
+        if (w->rows != rows || w->cols != cols) {
+            fail(std::string(operand) + " (" + w->name + ") is [" + std::to_string(w->rows) + ", " + std::to_string(w->cols) +
+                 "], expected [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
+        }
+        const int block = info(w->format).block;
+        require(cols % block == 0, std::string(operand) + " (" + w->name + "): " + std::to_string(cols) + " columns are no multiple of " +
+                                       std::string(info(w->format).name) + "'s block of " + std::to_string(block));
+    }
+
+    void norm(const WeightPtr& w) const {
+        matrix("norm", w, 1, program.hidden);
+        require(w->format == Format::f32, "norm (" + w->name + ") must be F32, is " + std::string(info(w->format).name));
+    }
+
+    void heads(int heads, int kv_heads, int head_dim) const {
+        require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
+                std::to_string(heads) + " query heads cannot share " + std::to_string(kv_heads) + " key-value heads evenly");
+        require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= 256,
+                "head_dim must be a multiple of 8 up to 256, is " + std::to_string(head_dim));
+    }
+
+    void operator()(const Embed& i) const { matrix("table", i.table, program.vocab, program.hidden); }
+
+    void operator()(const Qkv& i) const {
+        heads(i.heads, i.kv_heads, i.head_dim);
+        norm(i.norm);
+        matrix("q", i.q, int64_t{i.heads} * i.head_dim, program.hidden);
+        matrix("k", i.k, int64_t{i.kv_heads} * i.head_dim, program.hidden);
+        matrix("v", i.v, int64_t{i.kv_heads} * i.head_dim, program.hidden);
+        require(i.rope >= -1 && i.rope < static_cast<int>(program.ropes.size()), "rope " + std::to_string(i.rope) + " does not exist");
+        require(i.rope_chunk >= 0, "rope_chunk is negative");
+        if (i.rope >= 0) {
+            const size_t pairs = program.ropes[static_cast<size_t>(i.rope)].inverse_frequency.size();
+            require(pairs == static_cast<size_t>(i.head_dim / 2),
+                    "rope has " + std::to_string(pairs) + " frequencies, head_dim " + std::to_string(i.head_dim) + " needs half as many");
+        }
+    }
+
+    void operator()(const Attention& i) const {
+        heads(i.heads, i.kv_heads, i.head_dim);
+        require(i.cache >= 0 && i.cache < static_cast<int>(program.caches.size()), "cache " + std::to_string(i.cache) + " does not exist");
+        const CacheLayer& c = program.caches[static_cast<size_t>(i.cache)];
+        require(c.kv_heads == i.kv_heads && c.head_dim == i.head_dim, "its cache has another shape");
+        require(i.mask.kind == Mask::Kind::global || i.mask.extent > 0, "the mask's extent must be positive");
+        const int64_t needed = cache_capacity(i.mask, program.max_context, program.max_rows);
+        require(c.capacity >= needed, "its cache has " + std::to_string(c.capacity) + " slots, the mask needs " + std::to_string(needed));
+        require(i.temperature_scale == 0 || i.temperature_floor > 0, "temperature_floor must be positive");
+    }
+
+    void operator()(const Output& i) const {
+        require(i.weight != nullptr, "weight is missing");
+        matrix("weight", i.weight, program.hidden, i.weight->cols);
+    }
+
+    void operator()(const GateUp& i) const {
+        norm(i.norm);
+        require(i.gate != nullptr, "gate is missing");
+        matrix("gate", i.gate, i.gate->rows, program.hidden);
+        matrix("up", i.up, i.gate->rows, program.hidden);
+    }
+
+    void operator()(const Down& i) const {
+        require(i.weight != nullptr, "weight is missing");
+        matrix("weight", i.weight, program.hidden, i.weight->cols);
+    }
+
+    void operator()(const Head& i) const {
+        norm(i.norm);
+        matrix("weight", i.weight, program.vocab, program.hidden);
+    }
+
+    void operator()(const Sample&) const {}
+};
+
+}  // namespace
+
+float Attention::temperature(int64_t position) const {
+    if (temperature_scale == 0) return 1;
+    const double steps = std::floor(static_cast<double>(position + 1) / static_cast<double>(temperature_floor));
+    return static_cast<float>(std::log(steps + 1) * temperature_scale + 1);
+}
+
+const char* name(const Instruction& instruction) {
+    static constexpr const char* kNames[] = {"embed", "qkv", "attention", "output", "gate_up", "down", "head", "sample"};
+    static_assert(std::size(kNames) == std::variant_size_v<Instruction>);
+    return kNames[instruction.index()];
+}
+
+int layer(const Instruction& instruction) {
+    return std::visit(
+        [](const auto& i) {
+            if constexpr (requires { i.layer; }) return i.layer;
+            else return -1;
+        },
+        instruction);
+}
+
+std::vector<WeightPtr> weights(const Instruction& instruction) {
+    struct Visitor {
+        std::vector<WeightPtr> operator()(const Embed& i) const { return {i.table}; }
+        std::vector<WeightPtr> operator()(const Qkv& i) const { return {i.norm, i.q, i.k, i.v}; }
+        std::vector<WeightPtr> operator()(const Attention&) const { return {}; }
+        std::vector<WeightPtr> operator()(const Output& i) const { return {i.weight}; }
+        std::vector<WeightPtr> operator()(const GateUp& i) const { return {i.norm, i.gate, i.up}; }
+        std::vector<WeightPtr> operator()(const Down& i) const { return {i.weight}; }
+        std::vector<WeightPtr> operator()(const Head& i) const { return {i.norm, i.weight}; }
+        std::vector<WeightPtr> operator()(const Sample&) const { return {}; }
+    };
+    return std::visit(Visitor{}, instruction);
+}
+
+size_t cache_element_bytes(CacheFormat format) { return format == CacheFormat::f32 ? 4 : 2; }
+
+int64_t cache_capacity(const Mask& mask, int64_t max_context, int max_rows) {
+    if (mask.kind == Mask::Kind::global) return max_context;
+    return std::min(max_context, mask.extent + max_rows);
+}
+
+void Program::validate() const {
+    if (max_context <= 0) throw std::invalid_argument("max_context must be positive");
+    if (max_rows <= 0) throw std::invalid_argument("max_rows must be positive");
+    const Instruction* previous = nullptr;
+    int64_t attention_width = 0, intermediate = 0;  // of the a and h that the next output or down reads
+    for (const Instruction& instruction : code) {
+        Checker checker{*this, name(instruction)};
+        if (layer(instruction) >= 0) checker.where += " of layer " + std::to_string(layer(instruction));
+        std::visit(checker, instruction);
+        if (const auto* i = std::get_if<Attention>(&instruction)) {
+            attention_width = int64_t{i->heads} * i->head_dim;
+            const Qkv* qkv = previous ? std::get_if<Qkv>(previous) : nullptr;
+            checker.require(qkv && qkv->heads == i->heads && qkv->kv_heads == i->kv_heads && qkv->head_dim == i->head_dim,
+                            "must follow a qkv of the same heads");
+        }
+        if (const auto* i = std::get_if<GateUp>(&instruction)) intermediate = i->gate->rows;
+        if (const auto* i = std::get_if<Output>(&instruction))
+            checker.matrix("weight", i->weight, hidden, attention_width);
+        if (const auto* i = std::get_if<Down>(&instruction)) checker.matrix("weight", i->weight, hidden, intermediate);
+        previous = &instruction;
+    }
+    if (code.empty() || !std::holds_alternative<Embed>(code.front())) throw std::invalid_argument("a program begins with embed");
+}
+
+int64_t Program::max_rollback(int64_t position) const {
+    int64_t furthest = position;
+    for (const Instruction& instruction : code) {
+        const auto* i = std::get_if<Attention>(&instruction);
+        if (!i || i->mask.kind == Mask::Kind::global) continue;
+        const int64_t capacity = caches[static_cast<size_t>(i->cache)].capacity;
+        if (position > capacity) furthest = std::min(furthest, capacity - i->mask.extent);
+    }
+    return furthest;
+}
+
+}  // namespace llama_ext

@@ -1,0 +1,231 @@
+"""Types of the compiled module; what each thing means stands in csrc/."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+version: Final[str]
+build: Final[str]
+formats: Final[dict[str, tuple[int, int, str]]]
+"""Weight format -> (weights a block, bytes a block, form of the activations it meets on a CPU)."""
+
+class Weight:
+    def __init__(self, name: str, format: str, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def dequantize(self) -> npt.NDArray[np.float32]: ...
+
+class Mask:
+    def __init__(self, kind: str, extent: int = 0) -> None: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def extent(self) -> int: ...
+    def first_key(self, position: int) -> int: ...
+
+class Embed:
+    table: Final[Weight]
+    def __init__(self, *, table: Weight) -> None: ...
+
+class Qkv:
+    layer: Final[int]
+    norm: Final[Weight]
+    q: Final[Weight]
+    k: Final[Weight]
+    v: Final[Weight]
+    eps: Final[float]
+    heads: Final[int]
+    kv_heads: Final[int]
+    head_dim: Final[int]
+    rope: Final[int]
+    rope_chunk: Final[int]
+    def __init__(
+        self,
+        *,
+        layer: int,
+        norm: Weight,
+        q: Weight,
+        k: Weight,
+        v: Weight,
+        eps: float,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope: int,
+        rope_chunk: int = 0,
+    ) -> None: ...
+
+class Attention:
+    layer: Final[int]
+    cache: Final[int]
+    heads: Final[int]
+    kv_heads: Final[int]
+    head_dim: Final[int]
+    scale: Final[float]
+    mask: Final[Mask]
+    qk_norm: Final[bool]
+    qk_norm_eps: Final[float]
+    temperature_scale: Final[float]
+    temperature_floor: Final[int]
+    def __init__(
+        self,
+        *,
+        layer: int,
+        cache: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        mask: Mask,
+        qk_norm: bool = False,
+        qk_norm_eps: float = 0.0,
+        temperature_scale: float = 0.0,
+        temperature_floor: int = 0,
+    ) -> None: ...
+
+class Output:
+    layer: Final[int]
+    weight: Final[Weight]
+    def __init__(self, *, layer: int, weight: Weight) -> None: ...
+
+class GateUp:
+    layer: Final[int]
+    norm: Final[Weight]
+    gate: Final[Weight]
+    up: Final[Weight]
+    eps: Final[float]
+    def __init__(self, *, layer: int, norm: Weight, gate: Weight, up: Weight, eps: float) -> None: ...
+
+class Down:
+    layer: Final[int]
+    weight: Final[Weight]
+    def __init__(self, *, layer: int, weight: Weight) -> None: ...
+
+class Head:
+    norm: Final[Weight]
+    weight: Final[Weight]
+    eps: Final[float]
+    def __init__(self, *, norm: Weight, weight: Weight, eps: float) -> None: ...
+
+class Sample:
+    def __init__(self) -> None: ...
+
+_Instruction = Embed | Qkv | Attention | Output | GateUp | Down | Head | Sample
+
+class CacheLayer:
+    kv_heads: Final[int]
+    head_dim: Final[int]
+    capacity: Final[int]
+    def __init__(self, *, kv_heads: int, head_dim: int, capacity: int, format: str) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def bytes_per_slot(self) -> int: ...
+
+class Cost:
+    weight_bytes: Final[int]
+    cache_bytes: Final[int]
+    operations: Final[int]
+
+class Program:
+    vocab: Final[int]
+    hidden: Final[int]
+    max_context: Final[int]
+    max_rows: Final[int]
+    ropes: Final[list[list[float]]]
+    caches: Final[list[CacheLayer]]
+    code: Final[list[_Instruction]]
+    def __init__(
+        self,
+        *,
+        vocab: int,
+        hidden: int,
+        max_context: int,
+        max_rows: int,
+        ropes: Sequence[Sequence[float]],
+        caches: Sequence[CacheLayer],
+        code: Sequence[_Instruction],
+    ) -> None: ...
+    def max_rollback(self, position: int) -> int: ...
+    def cost(self, index: int, rows: int = 1, position: int = 0, logit_rows: int = 1) -> Cost: ...
+
+def name(instruction: _Instruction) -> str: ...
+def weights(instruction: _Instruction) -> list[Weight]: ...
+def cache_capacity(mask: Mask, max_context: int, max_rows: int) -> int: ...
+
+class Executor:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        threads: int,
+        simd: str = "",
+        poison: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None: ...
+    @property
+    def simd(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def run(self, cache: Cache, ids: npt.NDArray[np.int32], logit_rows: int = 0) -> npt.NDArray[np.float32]: ...
+    def read_seconds(self, bytes: int) -> float: ...
+
+class Cache:
+    def __init__(self, executor: Executor, poison: bool = False) -> None: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def bytes_used(self) -> int: ...
+    @property
+    def bytes_reserved(self) -> int: ...
+    def rollback(self, n: int) -> None: ...
+    def reset(self) -> None: ...
+
+def simd_levels() -> list[str]: ...
+
+class SamplingParams:
+    temperature: Final[float]
+    top_k: Final[int]
+    top_p: Final[float]
+    min_p: Final[float]
+    repetition_penalty: Final[float]
+    seed: Final[int]
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None: ...
+
+class SampleLevel:
+    portable: Final[SampleLevel]
+    avx2: Final[SampleLevel]
+    avx512: Final[SampleLevel]
+
+def sample(
+    logits: npt.NDArray[np.float32],
+    params: SamplingParams,
+    history: npt.NDArray[np.int32],
+    position: int,
+    draw: int = 0,
+    *,
+    level: SampleLevel = ...,
+) -> int: ...
+def philox(seed: int, position: int, draw: int) -> tuple[int, int, int, int]: ...
+def sampling_weights(z: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]: ...

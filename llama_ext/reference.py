@@ -1,0 +1,193 @@
+"""The program, interpreted instruction by instruction in float32 PyTorch: the oracle and the readable definition.
+
+Nothing here is fast. Each instruction is a few lines that follow csrc/program/instruction.h; weights are dequantized
+whole. Keys and values live in rings exactly as the program lays them out, and slots that hold no position are NaN, so a
+read past the valid length shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from llama_ext import _core
+from llama_ext._core import Attention, Down, Embed, GateUp, Head, Output, Qkv, Sample, Weight
+from llama_ext.errors import ContextError, OptionError
+from llama_ext.program import Program
+
+__all__ = ["ReferenceSession", "attend", "first_key", "rms_norm", "rotate", "temperature"]
+
+_CACHE_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), in float32 throughout.
+
+    Hugging Face rounds to the model's dtype before it multiplies by the weight; in float32 there is nothing to round.
+    """
+    normalised = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    return normalised if weight is None else normalised * weight
+
+
+def rotate(x: Tensor, positions: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """RoPE (Su et al. 2021) on interleaved pairs.
+
+    Args:
+        x: [rows, heads, head_dim] float32.
+        positions: [rows] int64.
+        inverse_frequency: [head_dim / 2] float64, radians a position.
+    """
+    angle = positions.to(torch.float64)[:, None] * inverse_frequency[None, :]
+    cosine, sine = angle.cos().float()[:, None, :], angle.sin().float()[:, None, :]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
+
+
+def first_key(mask: _core.Mask, position: int) -> int:
+    """The first position that a query at `position` may look at."""
+    if mask.kind == "chunked":
+        return position // mask.extent * mask.extent
+    if mask.kind == "sliding":
+        return max(0, position - mask.extent + 1)
+    return 0
+
+
+def temperature(position: int, attn_scale: float, floor_scale: int) -> float:
+    """Llama 4's factor for queries of layers without RoPE: ln(floor((pos + 1) / floor_scale) + 1) * attn_scale + 1."""
+    return float(np.log((position + 1) // floor_scale + 1.0) * attn_scale + 1.0)
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """softmax(scale q K^T) V with query heads sharing key-value heads in order.
+
+    Args:
+        q: [heads, head_dim]; keys, values: [n, kv_heads, head_dim], exactly the keys that this query sees.
+
+    Returns:
+        [heads, head_dim]
+    """
+    group = q.shape[0] // keys.shape[1]
+    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    weights = torch.softmax(torch.einsum("hd,nhd->hn", q, keys) * scale, dim=-1)
+    return torch.einsum("hn,nhd->hd", weights, values)
+
+
+class ReferenceSession:
+    """One sequence: the reference's side of `llama_ext.Session`, with the same methods."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._native = program.native
+        self._weights: dict[str, Tensor] = {}
+        self._ropes = [torch.tensor(rope, dtype=torch.float64) for rope in self._native.ropes]
+        self._position = 0
+        self._caches: list[tuple[Tensor, Tensor]] = []
+        for layer in self._native.caches:
+            shape = (layer.capacity, layer.kv_heads, layer.head_dim)
+            keys, values = (torch.full(shape, torch.nan, dtype=_CACHE_DTYPES[layer.format]) for _ in range(2))
+            self._caches.append((keys, values))
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Appends ids."""
+        self._run(ids, "none")
+
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Appends one id and returns the logits [vocab] of what follows it."""
+        return self._run([token], "last")[0]
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Appends ids and returns the logits [n, vocab] after each."""
+        return self._run(ids, "all")
+
+    def rollback(self, n: int) -> None:
+        """Forgets the last n positions.
+
+        Raises:
+            OptionError: more than there are, or than the rings can take back.
+        """
+        if not 0 <= n <= min(self._position, self._native.max_rollback(self._position)):
+            raise OptionError(f"cannot roll back {n} of {self._position} positions.")
+        for keys, values in self._caches:
+            for position in range(self._position - n, self._position):
+                keys[position % len(keys)] = torch.nan
+                values[position % len(values)] = torch.nan
+        self._position -= n
+
+    def reset(self) -> None:
+        for keys, values in self._caches:
+            keys.fill_(torch.nan)
+            values.fill_(torch.nan)
+        self._position = 0
+
+    def _run(self, ids: Sequence[int], which: str) -> npt.NDArray[np.float32]:
+        if self._position + len(ids) > self._native.max_context:
+            raise ContextError(f"{self._position + len(ids)} tokens are past max_context {self._native.max_context}.")
+        out = []
+        with torch.inference_mode():
+            for start in range(0, len(ids), self._native.max_rows):
+                out.append(self._step(list(ids[start : start + self._native.max_rows]), which))
+        return np.concatenate(out) if out else np.zeros((0, self._native.vocab), np.float32)
+
+    def _step(self, ids: list[int], which: str) -> npt.NDArray[np.float32]:
+        rows = len(ids)
+        positions = torch.arange(self._position, self._position + rows)
+        x = q = k = v = a = h = logits = torch.empty(0)
+        for i in self._native.code:
+            match i:
+                case Embed():
+                    x = self._matrix(i.table)[torch.tensor(ids)]
+                case Qkv():
+                    n = rms_norm(x, self._matrix(i.norm)[0], i.eps)
+                    q = (n @ self._matrix(i.q).T).view(rows, i.heads, i.head_dim)
+                    k = (n @ self._matrix(i.k).T).view(rows, i.kv_heads, i.head_dim)
+                    v = (n @ self._matrix(i.v).T).view(rows, i.kv_heads, i.head_dim)
+                    if i.rope >= 0:
+                        at = positions % i.rope_chunk if i.rope_chunk else positions
+                        q, k = (rotate(t, at, self._ropes[i.rope]) for t in (q, k))
+                case Attention():
+                    a = self._attention(i, q, k, v)
+                case Output():
+                    x = x + a.flatten(1) @ self._matrix(i.weight).T
+                case GateUp():
+                    n = rms_norm(x, self._matrix(i.norm)[0], i.eps)
+                    gate = n @ self._matrix(i.gate).T
+                    h = gate * torch.sigmoid(gate) * (n @ self._matrix(i.up).T)
+                case Down():
+                    x = x + h @ self._matrix(i.weight).T
+                case Head():
+                    last = x[rows - {"none": 0, "last": 1, "all": rows}[which] :]
+                    logits = rms_norm(last, self._matrix(i.norm)[0], i.eps) @ self._matrix(i.weight).T
+                case Sample():
+                    pass  # the caller draws: see llama_ext.sampling.sample_reference
+        self._position += rows
+        return logits.numpy()
+
+    def _attention(self, i: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if i.qk_norm:
+            q, k = rms_norm(q, None, i.qk_norm_eps), rms_norm(k, None, i.qk_norm_eps)
+        keys, values = self._caches[i.cache]
+        for row in range(len(q)):
+            slot = (self._position + row) % len(keys)
+            keys[slot], values[slot] = k[row], v[row]
+        out = []
+        for row in range(len(q)):
+            position = self._position + row
+            scale = i.scale
+            if i.temperature_scale:
+                scale *= temperature(position, i.temperature_scale, i.temperature_floor)
+            seen = torch.arange(first_key(i.mask, position), position + 1) % len(keys)
+            out.append(attend(q[row], keys[seen].float(), values[seen].float(), scale))
+        return torch.stack(out)
+
+    def _matrix(self, weight: Weight) -> Tensor:
+        if weight.name not in self._weights:
+            self._weights[weight.name] = torch.from_numpy(weight.dequantize())
+        return self._weights[weight.name]
