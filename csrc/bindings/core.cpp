@@ -8,5 +8,6 @@ PYBIND11_MODULE(_core, m) {
     m.attr("build") = LLAMA_EXT_BUILD;
     llama_ext::bind_program(m);
     llama_ext::bind_executor(m);
+    llama_ext::bind_kernels(m);
     llama_ext::bind_sampling(m);
 }

@@ -22,13 +22,11 @@ using Ids = py::array_t<int32_t, py::array::c_style>;
 std::shared_ptr<Executor> make_executor(const Program& program, int threads, const std::string& simd, bool poison,
                                         std::function<void(size_t, size_t)> progress) {
     const py::gil_scoped_release release;
-    std::function<void(size_t, size_t)> report;
-    if (progress) {
-        report = [&progress](size_t done, size_t total) {
-            const py::gil_scoped_acquire gil;
-            progress(done, total);
-        };
-    }
+    const auto report = [&progress](size_t done, size_t total) {
+        const py::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals()) throw py::error_already_set();  // Ctrl-C while loading
+        if (progress) progress(done, total);
+    };
     return std::make_shared<Executor>(program, Executor::Options{threads, simd.empty() ? nullptr : simd.c_str(), poison}, report);
 }
 

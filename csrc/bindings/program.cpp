@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "bindings/bindings.h"
@@ -199,7 +200,10 @@ void bind_program(py::module_& m) {
                                })
         .def_readonly("caches", &Program::caches)
         .def_readonly("code", &Program::code)
-        .def("max_rollback", &Program::max_rollback, py::arg("position"))
+        .def(
+            "max_rollback",
+            [](const Program& p, int64_t position, int64_t highest) { return p.max_rollback(position, std::max(position, highest)); },
+            py::arg("position"), py::arg("highest") = 0)
         .def(
             "cost",
             [](const Program& p, int64_t index, int64_t rows, int64_t position, int64_t logit_rows) {

@@ -3,10 +3,13 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "cpu/kernels.h"
 #include "cpu/sample.h"
 #include "program/philox.h"
 
@@ -36,8 +39,15 @@ py::array_t<T> vector_of(const py::object& object, const char* name, const char*
     return array;
 }
 
+// The level that the kernels run at, which LLAMA_EXT_SIMD may have set.
+Sampler::Level default_level() {
+    const std::string name = cpu::choose_kernels().name;
+    if (name == "avx512") return Sampler::Level::avx512;
+    return name == "avx2" ? Sampler::Level::avx2 : Sampler::Level::portable;
+}
+
 int32_t sample(const py::object& logits_object, const SamplingParams& params, const py::object& history_object, uint64_t position,
-               uint64_t draw, Sampler::Level level) {
+               uint64_t draw, std::optional<Sampler::Level> level) {
     const auto logits = vector_of<float>(logits_object, "logits", "float32");
     const auto history = vector_of<int32_t>(history_object, "history", "int32");
     if (logits.size() < 1 || logits.size() > static_cast<py::ssize_t>(kMaxVocab)) {
@@ -46,12 +56,13 @@ int32_t sample(const py::object& logits_object, const SamplingParams& params, co
     }
     const uint32_t vocab = static_cast<uint32_t>(logits.size());
     const SamplingConstants constants = prepare(params);
+    static const Sampler::Level kDefault = default_level();
     int32_t id = 0;
     {
         py::gil_scoped_release release;
         static thread_local std::unique_ptr<Sampler> sampler;  // reused: its buffers are megabytes
         if (!sampler || sampler->capacity() < vocab) sampler = std::make_unique<Sampler>(vocab);
-        sampler->use(level);
+        sampler->use(level.value_or(kDefault));
         id =
             sampler->sample(logits.data(), vocab, history.data(), static_cast<size_t>(history.size()), constants, position, draw);
     }
@@ -85,7 +96,7 @@ void bind_sampling(py::module_& m) {
         .value("avx2", Sampler::Level::avx2)
         .value("avx512", Sampler::Level::avx512);
     m.def("sample", &sample, py::arg("logits"), py::arg("params"), py::arg("history"), py::arg("position"), py::arg("draw") = 0,
-          py::kw_only(), py::arg("level") = Sampler::Level::avx512,
+          py::kw_only(), py::arg("level") = py::none(),
           "Draws one token id from float32 logits [vocab]. history [n] int32 feeds the repetition penalty. "
           "Every level gives the same ids.");
     m.def(

@@ -37,7 +37,7 @@ void Cache::poison_slots(const CacheView& view, int64_t first, int64_t last) con
 void Cache::rollback(int64_t n) {
     if (n < 0 || n > position_)
         throw std::invalid_argument("cannot roll back " + std::to_string(n) + " of " + std::to_string(position_) + " positions");
-    const int64_t furthest = program_.max_rollback(position_);
+    const int64_t furthest = program_.max_rollback(position_, highest_);
     if (n > furthest) {
         throw std::invalid_argument("cannot roll back " + std::to_string(n) + " positions: the rings of this model's chunked or sliding layers keep " +
                                     std::to_string(furthest) + "; reset and prefill again");
@@ -52,6 +52,7 @@ void Cache::rollback(int64_t n) {
 
 void Cache::reset() {
     position_ = 0;
+    highest_ = 0;
     if (poison_) {
         for (const CacheView& view : views_) poison_slots(view, 0, view.padded);
     }

@@ -16,8 +16,12 @@ public:
     // poison: fill every slot that holds no position with NaN, so that reading one shows (for tests; touches all memory)
     Cache(const Program& program, bool poison);
 
+    const Program& program() const { return program_; }
     int64_t position() const { return position_; }
-    void advance(int64_t rows) { position_ += rows; }
+    void advance(int64_t rows) {
+        position_ += rows;
+        if (position_ > highest_) highest_ = position_;
+    }
 
     // Forgets the last n positions. Throws std::invalid_argument when n is negative, more than there are, or more than the
     // rings of chunked and sliding layers can take back.
@@ -35,6 +39,7 @@ private:
     const Program& program_;
     const bool poison_;
     int64_t position_ = 0;
+    int64_t highest_ = 0;  // the furthest position since the rings were empty: what it overwrote is gone
     std::vector<Pages> pages_;
     std::vector<CacheView> views_;
 };

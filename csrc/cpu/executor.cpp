@@ -184,6 +184,7 @@ Executor::Executor(Program program, const Options& options, const std::function<
 
 void Executor::run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits) {
     const std::lock_guard lock(mutex_);
+    if (&cache.program() != &program_) throw std::invalid_argument("this cache was made for another executor");
     if (rows < 1 || rows > program_.max_rows)
         throw std::invalid_argument("a step takes 1 to " + std::to_string(program_.max_rows) + " rows, not " + std::to_string(rows));
     if (logit_rows < 0 || logit_rows > rows) throw std::invalid_argument("logit_rows must be between 0 and the step's rows");

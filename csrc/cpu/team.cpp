@@ -1,6 +1,8 @@
 #include "cpu/team.h"
 
 #include <stdexcept>
+#include <string>
+#include <system_error>
 
 #include <unistd.h>
 
@@ -20,7 +22,14 @@ void relax() {
 Team::Team(int size) : size_(size), process_(getpid()) {
     if (size < 1) throw std::invalid_argument("threads must be 1 or more, is " + std::to_string(size));
     threads_.reserve(static_cast<size_t>(size - 1));
-    for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
+    try {
+        for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
+    } catch (const std::system_error& error) {
+        const size_t begun = threads_.size() + 1;
+        dismiss();
+        throw std::runtime_error("the system gave " + std::to_string(begun) + " of " + std::to_string(size) + " threads (" + error.what() +
+                                 "); ask for fewer");
+    }
 }
 
 Team::~Team() {
@@ -28,10 +37,15 @@ Team::~Team() {
         for (std::thread& thread : threads_) thread.detach();
         return;
     }
+    dismiss();
+}
+
+void Team::dismiss() {
     stop_ = true;
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
     for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
 }
 
 void Team::wait_while(std::atomic<uint32_t>& word, uint32_t value) {

@@ -32,6 +32,7 @@ public:
 private:
     static constexpr auto kSpin = std::chrono::microseconds(50);
 
+    void dismiss();  // ends the threads and waits for them
     static void wait_while(std::atomic<uint32_t>& word, uint32_t value);
     void work(int member);
 

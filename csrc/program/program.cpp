@@ -163,15 +163,18 @@ void Program::validate() const {
     if (code.empty() || !std::holds_alternative<Embed>(code.front())) throw std::invalid_argument("a program begins with embed");
 }
 
-int64_t Program::max_rollback(int64_t position) const {
-    int64_t furthest = position;
+int64_t Program::max_rollback(int64_t position, int64_t highest) const {
+    int64_t earliest = 0;  // the first position that still finds all its keys
     for (const Instruction& instruction : code) {
         const auto* i = std::get_if<Attention>(&instruction);
         if (!i || i->mask.kind == Mask::Kind::global) continue;
-        const int64_t capacity = caches[static_cast<size_t>(i->cache)].capacity;
-        if (position > capacity) furthest = std::min(furthest, capacity - i->mask.extent);
+        const int64_t kept = highest - caches[static_cast<size_t>(i->cache)].capacity;  // the oldest position in the ring
+        if (kept <= 0) continue;
+        const int64_t extent = i->mask.extent;
+        const bool chunked = i->mask.kind == Mask::Kind::chunked;
+        earliest = std::max(earliest, chunked ? (kept + extent - 1) / extent * extent : kept + extent - 1);
     }
-    return furthest;
+    return std::max<int64_t>(0, position - earliest);
 }
 
 }  // namespace llama_ext

@@ -42,8 +42,10 @@ struct Program {
     // Throws std::invalid_argument that names the instruction and the operand whose shape or index does not fit.
     void validate() const;
 
-    // How far `position` may go back at once, given where it stands: all the way while no ring has wrapped.
-    int64_t max_rollback(int64_t position) const;
+    // How far `position` may go back: exactly so far that the rows to come find every key they look at, all the way while no
+    // ring has wrapped. highest: the furthest position since the caches were empty. What it overwrote stays lost when
+    // `position` has gone back since.
+    int64_t max_rollback(int64_t position, int64_t highest) const;
 };
 
 }  // namespace llama_ext

@@ -12,6 +12,8 @@
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 namespace {
 
+constexpr int kPrefetch = 8192;  // bytes ahead; bench/NOTES.md has what other distances did
+
 LLAMA_EXT_INLINE I32x16 low_nibbles(I32x16 w) { return w & broadcast(0x0f0f0f0f); }
 LLAMA_EXT_INLINE I32x16 high_nibbles(I32x16 w) { return shift_right<4>(w) & broadcast(0x0f0f0f0f); }
 LLAMA_EXT_INLINE const std::byte* vector(const std::byte* p, int i) { return p + 64 * i; }
@@ -162,6 +164,13 @@ struct Q6K {
     }
 };
 
+// A single row is bound by memory, and the hardware alone looks ahead too little, least of all in a K block's long unrolled
+// body: the lines some blocks ahead are asked for by hand. The next group follows this one in memory.
+template <int bytes>
+LLAMA_EXT_INLINE void prefetch(const std::byte* p) {
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kPrefetch + line);
+}
+
 LLAMA_EXT_INLINE int32_t word_at(const int8_t* p) {
     int32_t word;
     memcpy(&word, p, sizeof word);
@@ -220,6 +229,7 @@ struct IntegerTile {
         const float* scale = x.scale + row * (cols / 32);
         const int32_t* sum16 = x.sum16 + row * (cols / 16);
         for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes) {
+            if constexpr (tile == 1) prefetch<B::kBytes>(p);
             const B block(p);
             sub_block<B, 0, tile>(block, digits, scale, sum16, cols, acc);
             if constexpr (B::kSubBlocks == 8) {
@@ -260,6 +270,7 @@ struct FloatTile {
         for (int t = 0; t < tile; ++t) acc[t] = zero();
         const float* values = x.f32 + row * cols;
         for (int64_t k = 0; k < cols; ++k, p += W::kBytes) {
+            if constexpr (tile == 1) prefetch<W::kBytes>(p);
             const F32x16 w = W::load_column(p);
             for (int t = 0; t < tile; ++t) acc[t] = fma(w, broadcast(values[t * cols + k]), acc[t]);
         }

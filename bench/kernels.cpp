@@ -1,0 +1,148 @@
+// Measures the pieces that a step is made of, each alone: products of one row and of many in every format, packing, the
+// barrier, reading memory. Prints one JSON object a line. Built and run by bench/kernels.py.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+#include "cpu/team.h"
+
+using namespace llama_ext;
+using namespace llama_ext::cpu;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Median seconds of one call, over `runs` runs that each last a few milliseconds.
+double median_seconds(const std::function<void()>& call, int runs = 15) {
+    call();
+    int repeat = 1;
+    for (auto start = Clock::now(); seconds_since(start) < 2e-3; ++repeat) call();
+    std::vector<double> seconds;
+    for (int i = 0; i < runs; ++i) {
+        const auto start = Clock::now();
+        for (int j = 0; j < repeat; ++j) call();
+        seconds.push_back(seconds_since(start) / repeat);
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + runs / 2, seconds.end());
+    return seconds[static_cast<size_t>(runs / 2)];
+}
+
+struct Input {
+    std::vector<float> f32;
+    std::vector<int8_t> digits;
+    std::vector<float> scale;
+    std::vector<int32_t> sum16;
+    Activation view;
+
+    Input(const Kernels& kernels, int64_t rows, int64_t cols)
+        : f32(static_cast<size_t>(rows * cols)), digits(2 * f32.size()), scale(f32.size() / 32), sum16(f32.size() / 16) {
+        std::mt19937 random(1);
+        std::normal_distribution<float> normal;
+        for (float& x : f32) x = normal(random);
+        kernels.quantize_q15(f32.data(), rows * cols, digits.data(), scale.data(), sum16.data());
+        view = {cols, f32.data(), digits.data(), scale.data(), sum16.data()};
+    }
+};
+
+// Random bytes with every 16-bit pattern in the scales' places small and finite would need each format's layout; speed does
+// not depend on the values as long as they are neither NaN nor denormal, so bytes are drawn from a range that gives neither.
+void fill(std::byte* p, size_t bytes) {
+    std::mt19937 random(2);
+    for (size_t i = 0; i < bytes; ++i) p[i] = static_cast<std::byte>(0x20 + random() % 16);
+}
+
+void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, int64_t rows) {
+    const Input input(kernels, rows, cols);
+    std::vector<std::vector<float>> out(static_cast<size_t>(team.size()), std::vector<float>(static_cast<size_t>(rows) * kGroup));
+    for (int f = 0; f < kFormats; ++f) {
+        const Format format = static_cast<Format>(f);
+        PackedWeight w{format, 0, cols, 0, packed_group_bytes(format, cols), nullptr};
+        w.groups = std::max<int64_t>(team.size(), static_cast<int64_t>(bytes / w.group_bytes));
+        w.rows = w.groups * kGroup;
+        const Pages pages(static_cast<size_t>(w.groups) * w.group_bytes, Pages::Size::huge);
+        fill(pages.data(), pages.bytes());
+        w.data = pages.data();
+        const double seconds = median_seconds(
+            [&] {
+                team.run([&](int member) {
+                    const Share mine = share(w.groups, member, team.size());
+                    for (int64_t g = mine.begin; g < mine.end; ++g)
+                        kernels.products[f](w, g, input.view, 0, rows, out[static_cast<size_t>(member)].data());
+                });
+            },
+            7);
+        std::printf(
+            "{\"what\": \"product\", \"format\": \"%s\", \"simd\": \"%s\", \"rows\": %ld, \"cols\": %ld, \"bytes\": %zu, \"threads\": %d, "
+            "\"seconds\": %.3e, \"gb_per_s\": %.2f, \"gmac_per_s\": %.2f}\n",
+            std::string(info(format).name).c_str(), kernels.name, static_cast<long>(rows), static_cast<long>(cols), pages.bytes(), team.size(),
+            seconds, static_cast<double>(pages.bytes()) / seconds / 1e9, static_cast<double>(w.rows * cols * rows) / seconds / 1e9);
+        std::fflush(stdout);
+    }
+}
+
+void pack(size_t bytes) {
+    for (int f = 0; f < kFormats; ++f) {
+        const Format format = static_cast<Format>(f);
+        const int64_t cols = 2048;
+        const size_t group = packed_group_bytes(format, cols);
+        std::vector<std::byte> source(bytes / group * group), out(source.size());
+        fill(source.data(), source.size());
+        const double seconds = median_seconds([&] {
+            for (size_t at = 0; at < source.size(); at += group) pack_group(format, cols, source.data() + at, kGroup, out.data() + at);
+        });
+        std::printf("{\"what\": \"pack\", \"format\": \"%s\", \"bytes\": %zu, \"threads\": 1, \"seconds\": %.3e, \"gb_per_s\": %.2f}\n",
+                    std::string(info(format).name).c_str(), source.size(), seconds, static_cast<double>(source.size()) / seconds / 1e9);
+    }
+}
+
+void barrier(Team& team) {
+    constexpr int kBarriers = 1000;
+    const double seconds = median_seconds([&] {
+        team.run([&](int) {
+            for (int i = 0; i < kBarriers; ++i) team.barrier();
+        });
+    });
+    std::printf("{\"what\": \"barrier\", \"threads\": %d, \"seconds\": %.3e}\n", team.size(), seconds / kBarriers);
+}
+
+void read(const Kernels& kernels, Team& team, size_t bytes, Pages::Size size) {
+    const Pages pages(bytes, size);
+    std::memset(pages.data(), 1, bytes);
+    std::atomic<uint64_t> total{0};
+    const double seconds = median_seconds([&] {
+        team.run([&](int member) {
+            const Share mine = share(static_cast<int64_t>(bytes / 64), member, team.size());
+            total += kernels.sum_lines(pages.data() + static_cast<size_t>(mine.begin) * 64, mine.end - mine.begin);
+        });
+    });
+    std::printf("{\"what\": \"read\", \"pages\": \"%s\", \"simd\": \"%s\", \"bytes\": %zu, \"threads\": %d, \"seconds\": %.3e, \"gb_per_s\": %.2f}\n",
+                size == Pages::Size::huge ? "huge" : "normal", kernels.name, bytes, team.size(), seconds,
+                static_cast<double>(bytes) / seconds / 1e9);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
+    const Kernels& kernels = choose_kernels(argc > 2 ? argv[2] : nullptr);
+    Team team(threads);
+    constexpr size_t kCached = size_t{256} << 10, kMemory = size_t{256} << 20;  // a part of the L2 cache; several times any L3
+    barrier(team);
+    read(kernels, team, kMemory, Pages::Size::huge);
+    read(kernels, team, kMemory, Pages::Size::normal);
+    products(kernels, team, 2048, kMemory, 1);
+    products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 1);
+    products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 256);
+    pack(kMemory / 8);
+}

@@ -1,0 +1,114 @@
+// Single kernels of one SIMD level, for tests: each takes and gives numpy arrays and does what the executor does around it.
+#include "cpu/kernels.h"
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings/bindings.h"
+
+namespace py = pybind11;
+
+namespace llama_ext {
+namespace {
+
+using Array = py::array_t<float, py::array::c_style>;
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+// What prepare() makes of x [rows][cols] for weights that take q15.
+struct Quantized {
+    std::vector<int8_t> digits;
+    std::vector<float> scale;
+    std::vector<int32_t> sum16;
+
+    Quantized(const cpu::Kernels& kernels, const float* x, int64_t rows, int64_t cols)
+        : digits(static_cast<size_t>(rows * 2 * cols)),
+          scale(static_cast<size_t>(rows * (cols / 32))),
+          sum16(static_cast<size_t>(rows * (cols / 16))) {
+        for (int64_t r = 0; r < rows; ++r)
+            kernels.quantize_q15(x + r * cols, cols, digits.data() + r * 2 * cols, scale.data() + r * (cols / 32),
+                                 sum16.data() + r * (cols / 16));
+    }
+};
+
+// y = W x for every row of x, with the weight packed as the executor packs it.
+py::array_t<float> product(const Weight& weight, const Array& x, const std::string& simd) {
+    require(x.ndim() == 2 && x.shape(1) == weight.cols, "x must be [rows, the weight's columns]");
+    const cpu::Kernels& kernels = cpu::choose_kernels(simd.c_str());
+    const int64_t rows = x.shape(0), groups = (weight.rows + cpu::kGroup - 1) / cpu::kGroup;
+    const size_t group_bytes = cpu::packed_group_bytes(weight.format, weight.cols),
+                 stride = row_bytes(weight.format, weight.cols);
+    std::vector<std::byte> packed(static_cast<size_t>(groups) * group_bytes);
+    for (int64_t g = 0; g < groups; ++g) {
+        const int in_group = static_cast<int>(std::min<int64_t>(cpu::kGroup, weight.rows - g * cpu::kGroup));
+        cpu::pack_group(weight.format, weight.cols, weight.data + static_cast<size_t>(g * cpu::kGroup) * stride, in_group,
+                        packed.data() + static_cast<size_t>(g) * group_bytes);
+    }
+    const bool quantize = info(weight.format).activation == ActivationFormat::q15;
+    const Quantized q(kernels, x.data(), quantize ? rows : 0, weight.cols);
+    const cpu::Activation activation{weight.cols, x.data(), q.digits.data(), q.scale.data(), q.sum16.data()};
+    const cpu::PackedWeight w{weight.format, weight.rows, weight.cols, groups, group_bytes, packed.data()};
+    std::vector<float> tile(static_cast<size_t>(rows * cpu::kGroup));
+    py::array_t<float> out({rows, weight.rows});
+    float* to = out.mutable_data();
+    for (int64_t g = 0; g < groups; ++g) {
+        kernels.products[static_cast<size_t>(weight.format)](w, g, activation, 0, rows, tile.data());
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = g * cpu::kGroup; i < std::min(weight.rows, (g + 1) * cpu::kGroup); ++i)
+                to[r * weight.rows + i] = tile[static_cast<size_t>(r * cpu::kGroup + i % cpu::kGroup)];
+    }
+    return out;
+}
+
+// (integers [n] as the digits stand for them, scales [n / 32], sums [n / 16])
+py::tuple quantize_q15(const Array& x, const std::string& simd) {
+    require(x.ndim() == 1 && x.shape(0) % 32 == 0, "x must be [n], n a multiple of 32");
+    const int64_t n = x.shape(0);
+    const Quantized q(cpu::choose_kernels(simd.c_str()), x.data(), 1, n);
+    py::array_t<int32_t> integers(n), sums(n / 16);
+    py::array_t<float> scales(n / 32);
+    for (int64_t i = 0; i < n; ++i) {
+        const int8_t* block = q.digits.data() + i / 32 * 64 + i % 32;
+        integers.mutable_at(i) = (int32_t{1} << cpu::kDigitShift) * block[0] + block[32];
+    }
+    for (int64_t i = 0; i < n / 32; ++i) scales.mutable_at(i) = q.scale[static_cast<size_t>(i)];
+    for (int64_t i = 0; i < n / 16; ++i) sums.mutable_at(i) = q.sum16[static_cast<size_t>(i)];
+    return py::make_tuple(integers, scales, sums);
+}
+
+py::array_t<float> rms_norm(const Array& x, const py::object& weight, float eps, const std::string& simd) {
+    require(x.ndim() == 1, "x must be [n]");
+    Array w;
+    if (!weight.is_none()) {
+        w = weight.cast<Array>();
+        require(w.ndim() == 1 && w.shape(0) == x.shape(0), "weight must be as long as x");
+    }
+    py::array_t<float> out(x.shape(0));
+    cpu::choose_kernels(simd.c_str())
+        .rms_norm(x.data(), weight.is_none() ? nullptr : w.data(), eps, x.shape(0), out.mutable_data());
+    return out;
+}
+
+py::array_t<float> silu_times(const Array& gate, const Array& up, const std::string& simd) {
+    require(gate.ndim() == 1 && up.ndim() == 1 && gate.shape(0) == up.shape(0), "gate and up must be [n]");
+    py::array_t<float> out(gate.shape(0));
+    cpu::choose_kernels(simd.c_str()).silu_times(gate.data(), up.data(), gate.shape(0), out.mutable_data());
+    return out;
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+    m.def("product", &product, py::arg("weight"), py::arg("x"), py::arg("simd"));
+    m.def("quantize_q15", &quantize_q15, py::arg("x"), py::arg("simd"));
+    m.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("simd"));
+    m.def("silu_times", &silu_times, py::arg("gate"), py::arg("up"), py::arg("simd"));
+}
+
+}  // namespace llama_ext

@@ -1,0 +1,258 @@
+// llama_ext._ops: torch.ops.llama_ext.* for CPU tensors. A plain shared library, without Python and without pybind11, that
+// speaks to torch through libtorch's stable ABI alone: one build serves torch 2.10 and every later one. The fake kernels
+// and the documentation of each operator are in llama_ext/ops.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <exception>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/calls/calls.h"
+
+namespace llama_ext::ops {
+namespace {
+
+using cpu::ValueType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// What STD_TORCH_CHECK throws, a RuntimeError in Python, without the path of this file in front.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+    std::ostringstream text;
+    (text << ... << parts);
+    throw std::runtime_error(text.str());
+}
+
+std::string shape(const Tensor& tensor) {
+    std::string text = "[";
+    for (const int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+    return text + "]";
+}
+
+void check_cpu(const char* op, const char* name, const Tensor& tensor) {
+    if (!tensor.is_cpu()) fail(op, ": ", name, " must be a CPU tensor.");
+}
+
+// dims: what stands in the shape, for the message
+void check_dims(const char* op, const char* name, const Tensor& tensor, int64_t least, int64_t most, const char* dims) {
+    if (tensor.dim() < least || tensor.dim() > most) fail(op, ": ", name, " must be ", dims, ", not ", shape(tensor), ".");
+}
+
+void check_type(const char* op, const char* name, const Tensor& tensor, ScalarType type) {
+    if (tensor.scalar_type() != type)
+        fail(op, ": ", name, " must be ", toString(type), ", not ", toString(tensor.scalar_type()), ".");
+}
+
+ValueType value_type(const char* op, const char* name, const Tensor& tensor) {
+    check_cpu(op, name, tensor);
+    switch (tensor.scalar_type()) {
+        case ScalarType::Float:
+            return ValueType::f32;
+        case ScalarType::BFloat16:
+            return ValueType::bf16;
+        default:
+            fail(op, ": ", name, " must be float32 or bfloat16, not ", toString(tensor.scalar_type()), ".");
+    }
+}
+
+constexpr int64_t kAnyDims = std::numeric_limits<int64_t>::max();
+
+// The level is chosen at the first call: one that this machine lacks is that call's error and not the library's.
+const cpu::Kernels& kernels() {
+    static const cpu::Kernels& chosen = []() -> const cpu::Kernels& {
+        try {
+            return cpu::choose_kernels();
+        } catch (const std::exception& error) {
+            fail(error.what(), ".");
+        }
+    }();
+    return chosen;
+}
+
+// torch's own threads (torch.set_num_threads)
+void parallel(int64_t count, int64_t grain, const cpu::Body& body) {
+    if (count <= grain) {
+        if (count > 0) body(0, count);
+        return;
+    }
+    torch::stable::parallel_for(0, count, grain, body);
+}
+
+Tensor rms_norm(Tensor x, std::optional<Tensor> weight, double eps) {
+    constexpr const char* op = "rms_norm";
+    const ValueType type = value_type(op, "x", x);
+    check_dims(op, "x", x, 1, kAnyDims, "[..., n]");
+    const int64_t n = x.size(x.dim() - 1);
+    std::vector<float> factors;
+    if (weight) {
+        const ValueType weight_type = value_type(op, "weight", *weight);
+        if (weight->dim() != 1 || weight->size(0) != n)
+            fail(op, ": weight must be [", n, "] as x's last dimension, not ", shape(*weight), ".");
+        factors.resize(static_cast<size_t>(n));
+        const Tensor values = torch::stable::contiguous(*weight);
+        cpu::widen(weight_type, values.const_data_ptr(), n, factors.data());
+    }
+    const Tensor out = torch::stable::new_empty(x, x.sizes());
+    if (x.numel() == 0) return out;
+    const Tensor values = torch::stable::contiguous(x);
+    cpu::rms_norm(kernels(),
+                  {type, x.numel() / n, n, static_cast<float>(eps), values.const_data_ptr(), weight ? factors.data() : nullptr,
+                   out.mutable_data_ptr()},
+                  parallel);
+    return out;
+}
+
+Tensor rope(Tensor x, Tensor positions, Tensor inverse_frequency, bool interleaved) {
+    constexpr const char* op = "rope";
+    const ValueType type = value_type(op, "x", x);
+    check_dims(op, "x", x, 3, kAnyDims, "[..., rows, heads, head_dim]");
+    const int64_t rows = x.size(x.dim() - 3), heads = x.size(x.dim() - 2), head_dim = x.size(x.dim() - 1);
+    if (head_dim % 2) fail(op, ": head_dim must be even, not ", head_dim, ".");
+    check_cpu(op, "positions", positions);
+    check_type(op, "positions", positions, ScalarType::Long);
+    if (positions.dim() != 1 || positions.size(0) != rows)
+        fail(op, ": positions must be [", rows, "], one a row of x, not ", shape(positions), ".");
+    check_cpu(op, "inverse_frequency", inverse_frequency);
+    check_type(op, "inverse_frequency", inverse_frequency, ScalarType::Double);
+    if (inverse_frequency.dim() != 1 || inverse_frequency.size(0) != head_dim / 2)
+        fail(op, ": inverse_frequency must be [", head_dim / 2, "], one a pair of x's last dimension, not ",
+             shape(inverse_frequency), ".");
+    const Tensor out = torch::stable::new_empty(x, x.sizes());
+    if (x.numel() == 0) return out;
+    const Tensor values = torch::stable::contiguous(x), at = torch::stable::contiguous(positions),
+                 frequency = torch::stable::contiguous(inverse_frequency);
+    cpu::rope(kernels(),
+              {type, interleaved, x.numel() / (rows * heads * head_dim), rows, heads, head_dim, at.const_data_ptr<int64_t>(),
+               frequency.const_data_ptr<double>(), values.const_data_ptr(), out.mutable_data_ptr()},
+              parallel);
+    return out;
+}
+
+Mask mask_from(const char* op, const std::string& name, int64_t extent) {
+    if (name == "causal") {
+        if (extent != 0) fail(op, ": extent belongs to chunked and sliding masks; leave it 0 for a causal one.");
+        return {};
+    }
+    if (name != "chunked" && name != "sliding") fail(op, ": mask must be 'causal', 'chunked' or 'sliding', not '", name, "'.");
+    if (extent < 1) fail(op, ": a ", name, " mask needs an extent of 1 or more, not ", extent, ".");
+    return {name == "chunked" ? Mask::Kind::chunked : Mask::Kind::sliding, extent};
+}
+
+Tensor attention(Tensor q, Tensor k, Tensor v, int64_t first_position, std::string mask_name, int64_t extent,
+                 std::optional<double> scale) {
+    constexpr const char* op = "attention";
+    const ValueType type = value_type(op, "q", q);
+    check_cpu(op, "k", k);
+    check_cpu(op, "v", v);
+    check_type(op, "k", k, q.scalar_type());
+    check_type(op, "v", v, q.scalar_type());
+    check_dims(op, "q", q, 3, 3, "[rows, heads, head_dim]");
+    check_dims(op, "k", k, 3, 3, "[keys, kv_heads, head_dim]");
+    if (v.dim() != 3 || v.size(0) != k.size(0) || v.size(1) != k.size(1) || v.size(2) != k.size(2))
+        fail(op, ": v must have k's shape ", shape(k), ", not ", shape(v), ".");
+    const int64_t rows = q.size(0), heads = q.size(1), head_dim = q.size(2), keys = k.size(0), kv_heads = k.size(1);
+    if (k.size(2) != head_dim) fail(op, ": k must have q's head_dim ", head_dim, ", not ", k.size(2), ".");
+    if (kv_heads == 0 ? heads != 0 : heads % kv_heads)
+        fail(op, ": ", heads, " heads cannot share ", kv_heads, " key-value heads evenly.");
+    if (heads > std::numeric_limits<int>::max() || head_dim > std::numeric_limits<int>::max())
+        fail(op, ": q of ", shape(q), " is too large.");
+    const Mask mask = mask_from(op, mask_name, extent);
+    if (first_position < 0) fail(op, ": first_position must be 0 or more, not ", first_position, ".");
+    if (rows > keys || first_position > keys - rows)
+        fail(op, ": ", rows, " queries from position ", first_position, " on see keys up to their own position, and only ", keys,
+             " keys are given.");
+    const Tensor out = torch::stable::new_empty(q, q.sizes());
+    if (q.numel() == 0) return out;
+    const Tensor queries = torch::stable::contiguous(q), all_keys = torch::stable::contiguous(k),
+                 values = torch::stable::contiguous(v);
+    const double factor = scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim));
+    cpu::attention(kernels(),
+                   {type, static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(head_dim), rows, keys,
+                    first_position, mask, static_cast<float>(factor), queries.const_data_ptr(), all_keys.const_data_ptr(),
+                    values.const_data_ptr(), out.mutable_data_ptr()},
+                   parallel);
+    return out;
+}
+
+Format weight_format(const char* op, const std::string& name) {
+    try {
+        return format_from_name(name);
+    } catch (const std::exception& error) {
+        fail(op, ": ", error.what(), ".");
+    }
+}
+
+// A float tensor is a file's bytes as well, where its dtype is the format's.
+std::optional<ScalarType> dtype_of(Format format) {
+    switch (format) {
+        case Format::f32:
+            return ScalarType::Float;
+        case Format::f16:
+            return ScalarType::Half;
+        case Format::bf16:
+            return ScalarType::BFloat16;
+        default:
+            return std::nullopt;
+    }
+}
+
+Tensor linear(Tensor x, Tensor weight, std::string format_name) {
+    constexpr const char* op = "linear";
+    const ValueType type = value_type(op, "x", x);
+    check_dims(op, "x", x, 1, kAnyDims, "[..., k]");
+    check_cpu(op, "weight", weight);
+    check_dims(op, "weight", weight, 2, 2, "[n, bytes of a row] or [n, k]");
+    const Format format = weight_format(op, format_name);
+    const int64_t cols = x.size(x.dim() - 1), outputs = weight.size(0);
+    if (cols % info(format).block)
+        fail(op, ": ", format_name, " weights come in blocks of ", info(format).block, ", which k = ", cols,
+             " is no multiple of.");
+    const ScalarType dtype = weight.scalar_type();
+    if (dtype == ScalarType::Byte) {
+        const int64_t bytes = static_cast<int64_t>(row_bytes(format, cols));
+        if (weight.size(1) != bytes)
+            fail(op, ": a row of ", cols, " ", format_name, " weights has ", bytes, " bytes; weight is ", shape(weight), ".");
+    } else {
+        if (dtype != dtype_of(format))
+            fail(op, ": weight of dtype ", toString(dtype), " does not hold ", format_name, " weights.");
+        if (weight.size(1) != cols) fail(op, ": weight must be [n, ", cols, "] as x's last dimension, not ", shape(weight), ".");
+    }
+    std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+    sizes.back() = outputs;
+    const Tensor out = torch::stable::new_empty(x, sizes);
+    if (out.numel() == 0) return out;
+    if (cols == 0) return torch::stable::fill_(out, 0);
+    const Tensor values = torch::stable::contiguous(x), blocks = torch::stable::contiguous(weight);
+    cpu::linear(kernels(),
+                {type, format, x.numel() / cols, cols, outputs, values.const_data_ptr(),
+                 static_cast<const std::byte*>(blocks.const_data_ptr()), out.mutable_data_ptr()},
+                parallel);
+    return out;
+}
+
+}  // namespace
+}  // namespace llama_ext::ops
+
+STABLE_TORCH_LIBRARY(llama_ext, m) {
+    m.def("rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor");
+    m.def("rope(Tensor x, Tensor positions, Tensor inverse_frequency, bool interleaved) -> Tensor");
+    // SymInt: a position that changes from step to step compiles once
+    m.def(
+        "attention(Tensor q, Tensor k, Tensor v, SymInt first_position, str mask, SymInt extent=0, float? scale=None) -> Tensor");
+    m.def("linear(Tensor x, Tensor weight, str format) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(llama_ext, CPU, m) {
+    m.impl("rms_norm", TORCH_BOX(&llama_ext::ops::rms_norm));
+    m.impl("rope", TORCH_BOX(&llama_ext::ops::rope));
+    m.impl("attention", TORCH_BOX(&llama_ext::ops::attention));
+    m.impl("linear", TORCH_BOX(&llama_ext::ops::linear));
+}

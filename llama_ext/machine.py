@@ -1,0 +1,81 @@
+"""What this machine lets the process use."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["cpu_quota", "physical_cores", "usable_cpus"]
+
+
+def usable_cpus() -> set[int]:
+    """The logical processors that this process may be scheduled on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> int:
+    """The cores that this process may keep busy: the default number of threads.
+
+    Hardware threads of one core count once (they share its memory ports, a second one adds nothing), and a
+    container's share of processor time counts, rounded up.
+
+    Args:
+        root: where /sys and /proc are found; for tests.
+        cpus: the processors to count; None: those of the process's affinity mask.
+    """
+    cores = set()
+    for cpu in usable_cpus() if cpus is None else cpus:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        siblings = _text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list")
+        cores.add(siblings or str(cpu))
+    quota = cpu_quota(root)
+    count = len(cores) if quota is None else min(len(cores), math.ceil(quota))
+    return max(1, count)
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Processors' worth of time that the control groups (v1 or v2) of this process grant, None: no limit.
+
+    A limit of any enclosing group holds, so the smallest counts.
+    """
+    limits: list[float] = []
+    groups = root / "sys/fs/cgroup"
+    for line in (_text(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            for folder in _ancestors(groups, path):
+                limits += _ratio(*(_text(folder / "cpu.max") or "").split())
+        elif "cpu" in controllers.split(","):
+            for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct")):
+                for folder in _ancestors(groups / name, path):
+                    limits += _ratio(
+                        _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
+                    )
+    return min(limits, default=None)
+
+
+def _ancestors(mount: Path, path: str) -> list[Path]:
+    # Inside a container the path may be the host's: what is not there is passed over, down to the mount.
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [mount.joinpath(*parts[:length]) for length in range(len(parts), -1, -1)]
+
+
+def _ratio(quota: str = "", period: str = "100000") -> list[float]:
+    """[quota / period] in processors, [] where there is no limit ("max", -1) or no such file."""
+    try:
+        microseconds, of = int(quota), int(period)
+    except ValueError:
+        return []
+    return [microseconds / of] if microseconds > 0 and of > 0 else []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,201 @@
+"""The building blocks as PyTorch operators: `torch.ops.llama_ext.rms_norm`, `rope`, `attention`, `linear`.
+
+Importing this module loads `llama_ext._ops` and registers the operators; the functions here are the same
+operators with names and types. They take CPU tensors in float32 or bfloat16, compute in float32 with the
+kernels that decode, round once at the end, and run on PyTorch's threads (`torch.set_num_threads`), whose
+number changes no bit. Inputs need not be contiguous (a copy is made); results always are, and never share
+memory with an input. There are fake kernels, and all of it works under `torch.compile(fullgraph=True)`.
+
+They are for inference: there is no backward. A result of inputs that require a gradient can be computed, but
+PyTorch warns, and yields no gradient, when `backward()` reaches it.
+
+A wrong shape, dtype, device, mask or format is one `RuntimeError` that names the operator and the argument.
+
+Raises:
+    ImportError: PyTorch is missing or older than 2.10, or this build has no operators or does not fit it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+try:
+    import torch
+except ImportError as _error:
+    raise ImportError(
+        "llama_ext.ops needs PyTorch 2.10 or later, which is not installed: pip install 'llama-ext[torch]'."
+    ) from _error
+
+__all__ = ["attention", "linear", "rms_norm", "rope"]
+
+_F = TypeVar("_F", bound=Callable[..., torch.Tensor])
+
+# torch leaves both untyped.
+_ops: Any = torch.ops
+_fake: Callable[[str], Callable[[_F], _F]] = torch.library.register_fake
+
+
+def _check_torch(version: str) -> None:
+    major, minor = version.split(".")[:2]
+    if (int(major), int(minor)) < (2, 10):
+        raise ImportError(
+            f"llama_ext.ops needs PyTorch 2.10 or later, not {version}: pip install --upgrade 'torch>=2.10'."
+        )
+
+
+def _load(module: str) -> None:
+    # Not a Python module, but its file lies where one of that name would, in a wheel and an editable install.
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            f"This build of llama_ext has no torch operators ({module} is missing): "
+            "build it again with torch 2.10 or later in the build's environment and LLAMA_EXT_OPS=ON."
+        )
+    try:
+        _ops.load_library(spec.origin)
+    except (OSError, RuntimeError) as error:
+        raise ImportError(
+            f"{spec.origin} does not load with PyTorch {torch.__version__} ({error}): build llama_ext again."
+        ) from error
+
+
+_check_torch(torch.__version__)
+_load("llama_ext._ops")
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    Hugging Face's LlamaRMSNorm rounds to x's dtype before it multiplies by the weight; here nothing is
+    rounded in between.
+
+    Args:
+        x: [..., n], float32 or bfloat16.
+        weight: [n], float32 or bfloat16, whatever x is; None stands for ones.
+        eps: added to the mean of the squares.
+
+    Returns:
+        x's shape and dtype.
+    """
+    result: torch.Tensor = _ops.llama_ext.rms_norm.default(x, weight, eps)
+    return result
+
+
+def rope(
+    x: torch.Tensor, positions: torch.Tensor, inverse_frequency: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
+
+    Pair i of a head, (a, b), becomes (a cos t - b sin t, a sin t + b cos t) with
+    t = position * inverse_frequency[i]. t, its cosine and its sine are computed in float64: positions may be
+    as large as a context gets.
+
+    Args:
+        x: [..., rows, heads, head_dim], float32 or bfloat16; head_dim even.
+        positions: [rows] int64; leading dimensions of x share them.
+        inverse_frequency: [head_dim / 2] float64, radians a position.
+        interleaved: a pair is (2i, 2i + 1), as in Meta's and GGUF's checkpoints, or, if False,
+            (i, i + head_dim / 2), as in Hugging Face's.
+
+    Returns:
+        x's shape and dtype.
+    """
+    result: torch.Tensor = _ops.llama_ext.rope.default(x, positions, inverse_frequency, interleaved)
+    return result
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    first_position: int,
+    mask: str,
+    extent: int = 0,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """softmax(scale q K^T over the keys that the mask shows) V, with grouped heads.
+
+    Grouped heads: Ainslie et al. 2023, arXiv:2305.13245. The softmax is taken online over blocks of 128 keys:
+    Milakov and Gimelshein 2018, arXiv:1805.02867.
+
+    Key j stands at position j and query r at p = first_position + r. Query head h reads key-value head
+    h // (heads / kv_heads). The keys that a query sees end at its own and begin at
+
+    - "causal": 0,
+    - "chunked": p - p % extent, the start of its chunk,
+    - "sliding": max(0, p - extent + 1).
+
+    A call first copies the visible keys and values into the layout that decoding keeps them in. For one query
+    that costs more than the attention: a `llama_ext.Session` keeps its cache instead.
+
+    Args:
+        q: [rows, heads, head_dim], float32 or bfloat16.
+        k, v: [keys, kv_heads, head_dim], q's dtype; heads % kv_heads == 0; keys >= first_position + rows.
+        first_position: the position of q's first row; a changing one does not recompile.
+        mask: "causal", "chunked" or "sliding".
+        extent: the chunk's length or the window's; 0 for a causal mask.
+        scale: None stands for 1 / sqrt(head_dim).
+
+    Returns:
+        q's shape and dtype.
+    """
+    result: torch.Tensor = _ops.llama_ext.attention.default(q, k, v, first_position, mask, extent, scale)
+    return result
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, format: str) -> torch.Tensor:
+    """x W^T with W in one of a checkpoint's formats.
+
+    For the integer formats (every one but F32, F16 and BF16) x is rounded, in blocks of 32 along k, to 15-bit
+    integers times max|x| / 16319, so an output is off by no more than the sum over blocks of
+    sum|w| * max|x| / 32638. Weights are brought into the kernels' order at every call, which costs a second
+    pass over them: a `llama_ext.Session` does so once.
+
+    Args:
+        x: [..., k], float32 or bfloat16; k a multiple of the format's block.
+        weight: uint8 [n, bytes of a row], the blocks as GGUF stores them; or [n, k] in float32, float16 or
+            bfloat16 for the format of that name.
+        format: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.
+
+    Returns:
+        [..., n] in x's dtype.
+    """
+    result: torch.Tensor = _ops.llama_ext.linear.default(x, weight, format)
+    return result
+
+
+# What torch.compile sees: shapes and dtypes. The operators themselves check everything else when they run.
+
+
+@_fake("llama_ext::rms_norm")
+def _(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+@_fake("llama_ext::rope")
+def _(
+    x: torch.Tensor, positions: torch.Tensor, inverse_frequency: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+@_fake("llama_ext::attention")
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    first_position: int,
+    mask: str,
+    extent: int = 0,
+    scale: float | None = None,
+) -> torch.Tensor:
+    return q.new_empty(q.shape)
+
+
+@_fake("llama_ext::linear")
+def _(x: torch.Tensor, weight: torch.Tensor, format: str) -> torch.Tensor:
+    if x.dim() < 1 or weight.dim() != 2:
+        raise RuntimeError("linear: x must be [..., k] and weight two-dimensional.")
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

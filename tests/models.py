@@ -1,0 +1,305 @@
+"""Tiny random Llamas without files: configs, weights, programs, and a plain second implementation to hold them against."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_ext import _core
+from llama_ext import program as programs
+from llama_ext.config import LlamaConfig
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+FLOAT_FORMATS = ("F32", "F16", "BF16")
+BLOCK_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+FORMATS = FLOAT_FORMATS + BLOCK_FORMATS
+
+# Where a block's f16 factors stand, and the one that multiplies the minimum.
+_HALVES = {
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+# (largest quant times largest sub-scale, minimum's factor in units of d): a block of random bits comes out centred.
+_SPREAD = {
+    "Q8_0": (128, 0.0),
+    "Q4_0": (8, 0.0),
+    "Q4_1": (8, -7.5),
+    "Q5_0": (16, 0.0),
+    "Q5_1": (16, -15.5),
+    "Q4_K": (8 * 48, 7.5),
+    "Q5_K": (16 * 48, 15.5),
+    "Q6_K": (32 * 96, 0.0),
+}
+
+
+def tiny_config(**changes: object) -> LlamaConfig:
+    """A Llama of three layers that takes milliseconds; `changes` are fields of LlamaConfig."""
+    fields: dict[str, object] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 61,
+        "max_position_embeddings": 128,
+    }
+    return LlamaConfig(**(fields | changes))  # type: ignore[arg-type]
+
+
+def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """Every weight of the common layout by name, [rows, cols]; a norm has one row."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    shapes = {"embed": (config.vocab_size, hidden), "norm": (1, hidden)}
+    if not config.tie_word_embeddings:
+        shapes["head"] = (config.vocab_size, hidden)
+    for layer in range(config.num_hidden_layers):
+        shapes |= {
+            f"layers.{layer}.{name}": shape
+            for name, shape in {
+                "attention_norm": (1, hidden),
+                "q": (q, hidden),
+                "k": (kv, hidden),
+                "v": (kv, hidden),
+                "o": (hidden, q),
+                "ffn_norm": (1, hidden),
+                "gate": (inner, hidden),
+                "up": (inner, hidden),
+                "down": (hidden, inner),
+            }.items()
+        }
+    return shapes
+
+
+def random_weights(config: LlamaConfig, seed: int = 0) -> dict[str, Floats]:
+    """Gaussian matrices that keep the residual stream's size and give attention something to choose between."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, (rows, cols) in weight_shapes(config).items():
+        if rows == 1:
+            values = rng.uniform(0.5, 1.5, (1, cols))
+        else:
+            gain = 2.0 if name.endswith((".q", ".k")) else 1.0
+            values = rng.normal(0, gain / np.sqrt(cols) if name != "embed" else 1.0, (rows, cols))
+        weights[name] = values.astype(np.float32)
+    return weights
+
+
+def native_weight(name: str, values: Floats, format: str = "F32") -> _core.Weight:
+    """`values` [rows, cols] in one of the float formats."""
+    values = np.ascontiguousarray(values, np.float32)
+    if format == "F16":
+        data = values.astype(np.float16).view(np.uint8)
+    elif format == "BF16":
+        bits = values.view(np.uint32)
+        data = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.uint8)
+    else:
+        assert format == "F32"
+        data = values.view(np.uint8)
+    return _core.Weight(name, format, *values.shape, np.ascontiguousarray(data))
+
+
+def random_blocks(format: str, rows: int, cols: int, rng: np.random.Generator, size: float = 1.0) -> Bytes:
+    """[rows, bytes a row] of random valid blocks: every bit random, the factors so that weights are of about `size`."""
+    block, nbytes, _ = _core.formats[format]
+    data = rng.integers(0, 256, (rows, cols // block, nbytes), dtype=np.uint8)
+    largest, minimum = _SPREAD[format]
+    d = rng.uniform(0.5, 1.5, (rows, cols // block)) * size / largest
+    for offset, factor in zip(_HALVES[format], (1.0, minimum), strict=False):
+        data[:, :, offset : offset + 2] = (d * factor).astype(np.float16)[..., None].view(np.uint8)
+    return data.reshape(rows, -1)
+
+
+def random_weight(name: str, format: str, rows: int, cols: int, seed: int, size: float = 1.0) -> _core.Weight:
+    rng = np.random.default_rng(seed)
+    if format in FLOAT_FORMATS:
+        return native_weight(name, rng.normal(0, size, (rows, cols)).astype(np.float32), format)
+    return _core.Weight(name, format, rows, cols, random_blocks(format, rows, cols, rng, size))
+
+
+def build(
+    config: LlamaConfig, weights: Mapping[str, Floats | _core.Weight], *, format: str = "F32", **options: object
+) -> programs.Program:
+    """The program over `weights`; arrays of matrices are stored in `format` (a float one), norms in F32."""
+    made = {
+        name: native_weight(name, w, "F32" if len(w) == 1 else format) if isinstance(w, np.ndarray) else w
+        for name, w in weights.items()
+    }
+    return programs.build(config, made.__getitem__, **options)  # type: ignore[arg-type]
+
+
+def build_in_blocks(config: LlamaConfig, format: str, seed: int = 0, **options: object) -> programs.Program:
+    """The program with every matrix in `format`, its blocks random."""
+    weights: dict[str, Floats | _core.Weight] = dict(random_weights(config, seed))
+    for number, (name, (rows, cols)) in enumerate(weight_shapes(config).items()):
+        if rows > 1:
+            size = 1.5 if name == "embed" else 1.5 / np.sqrt(cols)
+            weights[name] = random_weight(name, format, rows, cols, 1000 * seed + number, size)
+    return build(config, weights, **options)
+
+
+def random_ids(config: LlamaConfig, count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed + 977).integers(0, config.vocab_size, count).tolist()
+
+
+def llama4_config(chunk: int, **changes: object) -> LlamaConfig:
+    """Llama 4's attention in small: three chunked layers with RoPE and QK-norm, one global without, with temperature."""
+    fields: dict[str, object] = {
+        "num_hidden_layers": 4,
+        "layer_kinds": ("chunked", "chunked", "chunked", "global"),
+        "rope_layers": (True, True, True, False),
+        "attention_chunk_size": chunk,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "floor_scale": 5,
+        "attn_scale": 0.3,
+    }
+    return tiny_config(**(fields | changes))
+
+
+def variants() -> dict[str, LlamaConfig]:
+    """One config for each kind of attention that the program knows, and mixtures."""
+    return {
+        "global": tiny_config(),
+        "mha": tiny_config(num_key_value_heads=4, tie_word_embeddings=True),
+        "chunked4": llama4_config(4),
+        "chunked8": llama4_config(8, use_qk_norm=False, floor_scale=3),
+        "sliding5": tiny_config(sliding_window=5),
+        "mixed": tiny_config(
+            num_hidden_layers=4,
+            layer_kinds=("sliding", "global", "chunked", "global"),
+            rope_layers=(True, False, True, True),
+            sliding_window=5,
+            attention_chunk_size=8,
+            use_qk_norm=True,
+            attn_temperature_tuning=True,
+            floor_scale=2,
+        ),
+    }
+
+
+def plain_mask(kind: str, extent: int, n: int) -> npt.NDArray[np.bool_]:
+    """[query, key]: may the query look at the key. The definitions, over all pairs."""
+    q, k = np.mgrid[0:n, 0:n]
+    causal: npt.NDArray[np.bool_] = k <= q
+    if kind == "chunked":
+        causal &= k // extent == q // extent
+    if kind == "sliding":
+        causal &= q - extent < k
+    return causal
+
+
+def plain_logits(
+    config: LlamaConfig,
+    weights: Mapping[str, npt.NDArray[np.floating]],
+    ids: Sequence[int],
+    *,
+    temperature_shift: int = 0,
+    mask_shift: int = 0,
+) -> npt.NDArray[np.float64]:
+    """Logits [n, vocab] after each id, written without the program: full attention matrices in float64, rotation by
+    complex numbers at the absolute position, no cache.
+
+    temperature_shift and mask_shift plant the usual mistakes (a position that is off by so many), for tests of the tests.
+    """
+    w = {name: values.astype(np.float64) for name, values in weights.items()}
+    n, heads, kv_heads, head_dim = (
+        len(ids),
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    positions = np.arange(n)
+    turn = np.exp(1j * np.outer(positions, config.inverse_frequencies()))[:, None, :]
+
+    def norm(x: npt.NDArray[np.float64], weight: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
+
+    def rotated(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.ascontiguousarray((np.ascontiguousarray(x).view(np.complex128) * turn)).view(np.float64)
+
+    x = w["embed"][np.array(ids)]
+    for layer in range(config.num_hidden_layers):
+
+        def of(name: str, layer: int = layer) -> npt.NDArray[np.float64]:
+            return w[f"layers.{layer}.{name}"]
+
+        m = norm(x, of("attention_norm"))
+        q = (m @ of("q").T).reshape(n, heads, head_dim)
+        k = (m @ of("k").T).reshape(n, kv_heads, head_dim)
+        v = (m @ of("v").T).reshape(n, kv_heads, head_dim)
+        if config.rope_layers[layer]:
+            q, k = rotated(q), rotated(k)
+            if config.use_qk_norm:
+                q, k = norm(q, 1.0), norm(k, 1.0)
+        elif config.attn_temperature_tuning:
+            steps = (positions + 1 + temperature_shift) // config.floor_scale
+            q = q * (np.log(steps + 1.0) * config.attn_scale + 1)[:, None, None]
+        kind = config.layer_kinds[layer]
+        extent = {"global": 0, "chunked": config.attention_chunk_size, "sliding": config.sliding_window}[kind]
+        mask = plain_mask(kind, extent + mask_shift, n)
+        a = np.empty((n, heads, head_dim))
+        for head in range(heads):
+            kv = head // (heads // kv_heads)
+            scores = np.where(mask, q[:, head] @ k[:, kv].T / np.sqrt(head_dim), -np.inf)
+            scores = np.exp(scores - scores.max(1, keepdims=True))
+            a[:, head] = scores / scores.sum(1, keepdims=True) @ v[:, kv]
+        x = x + a.reshape(n, -1) @ of("o").T
+        m = norm(x, of("ffn_norm"))
+        gate = m @ of("gate").T
+        x = x + (gate / (1 + np.exp(-gate)) * (m @ of("up").T)) @ of("down").T
+    return norm(x, w["norm"]) @ w["embed" if config.tie_word_embeddings else "head"].T
+
+
+def deviation(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
+    """max |found - expected| as a share of max |expected|; infinite where something is not finite."""
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return float("inf")
+    return float(np.abs(found.astype(np.float64) - expected).max() / np.abs(expected).max())
+
+
+class CpuSession:
+    """The CPU executor with the reference session's methods."""
+
+    def __init__(
+        self, program: programs.Program, *, threads: int = 1, simd: str = "", poison: bool = True
+    ) -> None:
+        self.executor = _core.Executor(program.native, threads=threads, simd=simd, poison=poison)
+        self.cache = _core.Cache(self.executor, poison=poison)
+
+    @property
+    def position(self) -> int:
+        return self.cache.position
+
+    def logits(self, ids: Sequence[int], rows: int = 0) -> Floats:
+        """Logits after each id, in steps of `rows` (0: as many as there are)."""
+        rows = rows or max(len(ids), 1)
+        steps = [np.array(ids[i : i + rows], np.int32) for i in range(0, len(ids), rows)]
+        return np.concatenate([self.executor.run(self.cache, step, len(step)) for step in steps])
+
+    def rollback(self, n: int) -> None:
+        self.cache.rollback(n)
+
+    def reset(self) -> None:
+        self.cache.reset()
+
+
+def stepped(session: object, ids: Sequence[int], rows: int) -> Floats:
+    """Logits after each id, taken `rows` ids at a time, from any session with `logits`."""
+    return np.concatenate([session.logits(ids[i : i + rows]) for i in range(0, len(ids), rows)])  # type: ignore[attr-defined]
+
+
+def replaced(config: LlamaConfig, **changes: object) -> LlamaConfig:
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
