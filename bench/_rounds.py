@@ -134,9 +134,7 @@ class Patience:
         return waited
 
 
-def _quotients(
-    kept: Sequence[Round], ours: str, peer: str, value: Callable[[Turn], float]
-) -> Iterator[float]:
+def _quotients(kept: Sequence[Round], ours: str, peer: str, value: Callable[[Turn], float]) -> Iterator[float]:
     for turns in kept:
         below = value(turns[peer])
         if below > 0:

@@ -226,9 +226,7 @@ class Worker:
             good, answer = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join(5)
-            raise WorkerError(
-                f"{self.label}: the process ended with status {self._process.exitcode}"
-            ) from None
+            raise WorkerError(f"{self.label}: the process ended with status {self._process.exitcode}") from None
         if not good:
             raise WorkerError(f"{self.label}: {answer}")
         return answer

@@ -1,8 +1,8 @@
 """The pieces of a step, each alone: products in every format, packing, the barrier, reading memory.
 
-Builds bench/kernels.cpp in build/bench and runs it. One-row products show how far a format's kernel is from the memory's
-bandwidth (weights in memory) and what it could do without it (weights in the L2 cache); 256-row products show the
-arithmetic of a prefill tile.
+Builds bench/kernels.cpp in build/bench and runs it. One-row products show how far a format's kernel is from the
+memory's bandwidth (weights in memory) and what it could do without it (weights in the L2 cache); 256-row products
+show the arithmetic of a prefill tile.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def table(results: list[dict[str, Any]]) -> str:
         else:
             place = "memory" if r["bytes"] > 64 << 20 else "L2"
             lines.append(
-                f"product {r['format']:<5} {r['rows']:>3} row{'s' if r['rows'] > 1 else ' '}, weights in {place:<6}, {r['simd']}, "
-                f"{where}: {r['gb_per_s']:7.1f} GB/s {r['gmac_per_s']:7.1f} GMAC/s"
+                f"product {r['format']:<5} {r['rows']:>3} row{'s' if r['rows'] > 1 else ' '}, "
+                f"weights in {place:<6}, {r['simd']}, {where}: {r['gb_per_s']:7.1f} GB/s {r['gmac_per_s']:7.1f} GMAC/s"
             )
     return "\n".join(lines)
 

@@ -53,9 +53,7 @@ def llama_cpp_versions() -> dict[str, str]:
         versions["llama_cpp"] = lc.llama_version().decode()
     info = lc.llama_print_system_info().decode()
     versions["build"] = " ".join(
-        item.split("=")[0].strip()
-        for item in info.replace("CPU :", "").split("|")
-        if item.strip().endswith("1")
+        item.split("=")[0].strip() for item in info.replace("CPU :", "").split("|") if item.strip().endswith("1")
     )
     for library in sorted((Path(lc.__file__).parent / "lib").glob("libggml-base.so*")):
         base = ctypes.CDLL(str(library))
@@ -216,9 +214,7 @@ class LlamaCpp:
 
 def main(arguments: Sequence[str] | None = None, out: Callable[[str], None] = print) -> int:
     """Measure one file with llama.cpp alone."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a GGUF file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--prompt", type=int, default=512)
@@ -237,10 +233,7 @@ def main(arguments: Sequence[str] | None = None, out: Callable[[str], None] = pr
         out(f"{'prefill':18} {len(ids) / seconds:.1f} tok/s")
         peer.reset()
         steps = peer.decode(options.decode, 1)
-        out(
-            f"{'decode':18} {len(steps) / sum(steps):.1f} tok/s "
-            f"(median token {1e3 * float(np.median(steps)):.2f} ms)"
-        )
+        out(f"{'decode':18} {len(steps) / sum(steps):.1f} tok/s (median token {1e3 * float(np.median(steps)):.2f} ms)")
     return 0
 
 

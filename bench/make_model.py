@@ -236,9 +236,7 @@ def _k_blocks(type_name: str, count: int, generator: np.random.Generator) -> np.
     if type_name == "q6_k":
         # weight = d * scale * (q - 32); scales carry a sign in real files as well
         scales = generator.integers(20, 128, (count, 16)) * generator.choice([-1, 1], (count, 16))
-        unit = np.sqrt(np.mean(np.square(np.arange(20, 128)))) * np.sqrt(
-            np.mean(np.square(np.arange(-32, 32)))
-        )
+        unit = np.sqrt(np.mean(np.square(np.arange(20, 128)))) * np.sqrt(np.mean(np.square(np.arange(-32, 32))))
         return np.concatenate(
             [
                 random_bytes(128),
@@ -272,9 +270,7 @@ def random_blocks(type_name: str, values: int, seed: int) -> np.ndarray:
         blocks = _k_blocks(type_name, values // block, generator)
     else:
         numbers = generator.standard_normal(values, dtype=np.float32) * np.float32(STD)
-        blocks = quants.quantize(
-            numbers.reshape(-1, block * 32 if values % (block * 32) == 0 else block), quantization
-        )
+        blocks = quants.quantize(numbers.reshape(-1, block * 32 if values % (block * 32) == 0 else block), quantization)
     return np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, size)
 
 
@@ -379,9 +375,7 @@ def write_model(
     writer.add_add_bos_token(True)
 
     for spec in specs:
-        writer.add_tensor_info(
-            spec.name, spec.shape, np.dtype(np.float32), spec.nbytes, raw_dtype=TYPES[spec.type]
-        )
+        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), spec.nbytes, raw_dtype=TYPES[spec.type])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -425,14 +419,10 @@ class _Progress:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="the shape (default: %(default)s)")
-    parser.add_argument(
-        "--type", choices=TYPES, default="q4_0", help="type of the layers (default: %(default)s)"
-    )
+    parser.add_argument("--type", choices=TYPES, default="q4_0", help="type of the layers (default: %(default)s)")
     parser.add_argument(
         "--embedding-type",
         choices=TYPES,

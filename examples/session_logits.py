@@ -21,8 +21,8 @@ start = session.position
 for choice in (1, 2):  # the best first word, then the second best
     session.rollback(session.position - start)
     token = int(np.argsort(-logits)[choice - 1])
-    ids = []
-    for _ in range(12):
+    ids: list[int] = []
+    while token not in llm.tokenizer.end_ids and len(ids) < 12:
         ids.append(token)
         token = int(np.argmax(session.step(token)))
-    print(f"{choice}. {text}{llm.tokenizer.decode(ids)!s}")
+    print(f"{choice}. {text}{llm.tokenizer.decode(ids)}")

@@ -37,6 +37,7 @@ __all__ = [
     "Timings",
     "TokenLogprob",
     "__version__",
+    "build_info",
     "load",
 ]
 
@@ -61,6 +62,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def build_info() -> str:
+    """What the compiled part was built with: version, SIMD levels, CUDA or not, compiler."""
+    from llama_ext import _core
+
+    return f"llama_ext {_core.version}: {_core.build}"
 
 
 def _why_not(error: ImportError) -> str:

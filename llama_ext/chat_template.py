@@ -137,33 +137,25 @@ def _environment() -> jinja2.Environment:
         sort_keys: bool = False,
     ) -> str:
         # Jinja's own escapes for HTML (<, >, &), which a prompt must not have.
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def strftime_now(form: str) -> str:
         return datetime.datetime.now().strftime(form)
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
-    environment.globals.update(
-        raise_exception=raise_exception, strftime_now=strftime_now, namespace=make_namespace
-    )
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, namespace=make_namespace)
     return environment
 
 
 def _check_messages(messages: object) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        raise OptionError(
-            f"The messages are a {type(messages).__name__}: pass a list of dicts with role and content."
-        )
+        raise OptionError(f"The messages are a {type(messages).__name__}: pass a list of dicts with role and content.")
     if not messages:
         raise OptionError("The list of messages is empty: pass at least one message.")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise OptionError(
-                f"Message {index} is a {type(message).__name__}: pass a dict with role and content."
-            )
+            raise OptionError(f"Message {index} is a {type(message).__name__}: pass a dict with role and content.")
         for key in ("role", "content"):
             value = message.get(key)
             if not isinstance(value, str):
@@ -184,9 +176,7 @@ class ChatTemplate:
         CheckpointError: the source is no valid Jinja template.
     """
 
-    def __init__(
-        self, source: str, *, bos_token: str = "", eos_token: str = "", name: str = "checkpoint"
-    ) -> None:
+    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", name: str = "checkpoint") -> None:
         import jinja2
 
         self.source = source

@@ -138,7 +138,8 @@ class LlamaConfig:
                 value = float(value)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise CheckpointError(
-                    f"the GGUF's key 'llama.{key}' must be {'an integer' if kind is int else 'a number'}, is {value!r:.60}."
+                    f"the GGUF's key 'llama.{key}' must be {'an integer' if kind is int else 'a number'}, "
+                    f"is {value!r:.60}."
                 )
             return value
 
@@ -148,10 +149,14 @@ class LlamaConfig:
         heads = get("attention.head_count", int)
         hidden = get("embedding_length", int)
         if layers <= 0 or heads <= 0:
-            raise CheckpointError(f"the GGUF claims {layers} layers and {heads} attention heads; convert the model again.")
+            raise CheckpointError(
+                f"the GGUF claims {layers} layers and {heads} attention heads; convert the model again."
+            )
         head_dim = get("attention.key_length", int, hidden // heads)
         if get("attention.value_length", int, head_dim) != head_dim:
-            raise CheckpointError("keys and values of different length ('llama.attention.value_length') are not served.")
+            raise CheckpointError(
+                "keys and values of different length ('llama.attention.value_length') are not served."
+            )
         if get("rope.dimension_count", int, head_dim) != head_dim:
             raise CheckpointError(
                 f"rotation of {get('rope.dimension_count', int)} of {head_dim} dimensions "

@@ -190,9 +190,7 @@ def load(
             f"weights={weights!r}: weights are decoded in the formats of the file so far; leave weights out."
         )
     if draft is not None:
-        raise OptionError(
-            f"draft={str(draft)!r}: decoding with a draft model is not served yet; leave draft out."
-        )
+        raise OptionError(f"draft={str(draft)!r}: decoding with a draft model is not served yet; leave draft out.")
     count = physical_cores() if threads is None else _count("threads", threads)
     if count > _MAX_THREADS:
         raise OptionError(f"threads={threads} is too many; use up to {_MAX_THREADS}, at best one a core.")
@@ -283,9 +281,7 @@ class Llama:
         request = self._request(prompt, options, time.perf_counter())
         return TextStream(_decode(self.session(), self.tokenizer, request))
 
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]
-    ) -> GenerationResult:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]) -> GenerationResult:
         """Answers a conversation.
 
         The cache is kept from call to call, so that of a conversation that goes on only the new messages are
@@ -303,9 +299,7 @@ class Llama:
         """
         return self.chat_stream(messages, **options).finish()
 
-    def chat_stream(
-        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]
-    ) -> TextStream:
+    def chat_stream(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]) -> TextStream:
         """Like `chat`, but gives the text piece by piece."""
         started = time.perf_counter()
         request = self._request(self.chat_template.render(messages), options, started)
@@ -328,9 +322,7 @@ class Llama:
         if len(ids) > self.max_context:
             held, trained = self.max_context, self.config.max_position_embeddings
             more = f", or load with max_context up to {trained:,}" if held < trained else ""
-            raise ContextError(
-                f"the prompt has {len(ids):,} tokens, the context holds {held:,}; shorten it{more}."
-            )
+            raise ContextError(f"the prompt has {len(ids):,} tokens, the context holds {held:,}; shorten it{more}.")
         limit = options.get("max_new_tokens", MAX_NEW_TOKENS)
         top = options.get("logprobs")
         if top is not None:
@@ -448,9 +440,7 @@ class _StopFinder:
             end, length, self.found = min(ends)
             self._held = ""
             return text[: end + length]
-        keep = max(
-            n for stop in self._stops for n in range(min(len(stop), len(text) + 1)) if text.endswith(stop[:n])
-        )
+        keep = max(n for stop in self._stops for n in range(min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -460,9 +450,7 @@ class _StopFinder:
         return held
 
 
-def _decode(
-    session: Session, tokenizer: Tokenizer, request: _Request
-) -> Generator[str, None, GenerationResult]:
+def _decode(session: Session, tokenizer: Tokenizer, request: _Request) -> Generator[str, None, GenerationResult]:
     ids, params = request.ids, request.params
     cached = _keep_prefix(session, ids)
     decoder = tokenizer.stream()
@@ -479,8 +467,8 @@ def _decode(
     prompt_seconds = clock() - begun
     decode_seconds = first_seconds = 0.0
     drawn = 0
+    token = session.sample(logits, params)
     while True:
-        token = session.sample(logits, params)
         drawn += 1
         if drawn == 1:
             first_seconds = request.setup_seconds + clock() - begun
@@ -503,7 +491,11 @@ def _decode(
             break
         if drawn == request.limit or session.position == session.max_context:
             break
-        logits = session.step(token)
+        if request.top is None:
+            token = session.draw(token, params)
+        else:
+            logits = session.step(token)
+            token = session.sample(logits, params)
     if finder.found is None:
         rest = finder.push(decoder.flush())
         if finder.found is None:

@@ -49,13 +49,11 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
         controllers, _, path = rest.partition(":")
         if controllers == "":
             for folder in _ancestors(groups, path):
-                limits += _ratio(*(_text(folder / "cpu.max") or "").split())
+                limits += _ratio(*_text(folder / "cpu.max").split()[:2])
         elif "cpu" in controllers.split(","):
             for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct")):
                 for folder in _ancestors(groups / name, path):
-                    limits += _ratio(
-                        _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
-                    )
+                    limits += _ratio(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
     return min(limits, default=None)
 
 

@@ -83,9 +83,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
     return result
 
 
-def rope(
-    x: torch.Tensor, positions: torch.Tensor, inverse_frequency: torch.Tensor, interleaved: bool
-) -> torch.Tensor:
+def rope(x: torch.Tensor, positions: torch.Tensor, inverse_frequency: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
     Pair i of a head, (a, b), becomes (a cos t - b sin t, a sin t + b cos t) with
@@ -175,9 +173,7 @@ def _(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
 
 
 @_fake("llama_ext::rope")
-def _(
-    x: torch.Tensor, positions: torch.Tensor, inverse_frequency: torch.Tensor, interleaved: bool
-) -> torch.Tensor:
+def _(x: torch.Tensor, positions: torch.Tensor, inverse_frequency: torch.Tensor, interleaved: bool) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 

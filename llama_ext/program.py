@@ -79,7 +79,8 @@ class Program:
         native = self.native
         lines = [
             f"program: {native.vocab:,} tokens, hidden {native.hidden:,}, context {native.max_context:,}, "
-            f"up to {native.max_rows} rows a step; costs of {rows} row{'s' if rows > 1 else ''} at position {position:,}",
+            f"up to {native.max_rows} rows a step; costs of {rows} row{'s' if rows > 1 else ''} "
+            f"at position {position:,}",
             f"{'':12}{'instruction':<12}{'operands':<62}{'weights':>11}{'cache':>11}{'operations':>12}",
         ]
         blocks: list[tuple[int, list[str]]] = []
@@ -143,7 +144,8 @@ def build(
     context = config.max_position_embeddings if max_context is None else max_context
     if not 1 <= context <= config.max_position_embeddings:
         raise OptionError(
-            f"max_context={max_context} is out of range; the model takes 1 to {config.max_position_embeddings} positions."
+            f"max_context={max_context} is out of range; "
+            f"the model takes 1 to {config.max_position_embeddings} positions."
         )
 
     frequencies = config.inverse_frequencies()

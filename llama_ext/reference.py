@@ -95,13 +95,14 @@ class ReferenceSession:
     def position(self) -> int:
         return self._position
 
-    def prefill(self, ids: Sequence[int]) -> None:
-        """Appends ids."""
-        self._run(ids, "none")
+    def prefill(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Appends ids and returns the logits [vocab] of what follows the last."""
+        last: npt.NDArray[np.float32] = self._run(ids, "last")[-1]
+        return last
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Appends one id and returns the logits [vocab] of what follows it."""
-        return self._run([token], "last")[0]
+        return self.prefill([token])
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Appends ids and returns the logits [n, vocab] after each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -30,9 +32,7 @@ def progress_bar(progress: Progress, label: str, unit: str) -> Iterator[Callable
     elif progress is True:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
-        with tqdm(
-            desc=label, unit=unit, unit_scale=True, total=1, disable=None, leave=False, delay=0.5
-        ) as bar:
+        with tqdm(desc=label, unit=unit, unit_scale=True, total=1, disable=None, leave=False, delay=0.5) as bar:
 
             def report(done: int, total: int) -> None:
                 bar.total = total
@@ -66,6 +66,11 @@ def token_ids(ids: TokenIds, vocab: int) -> npt.NDArray[np.int32]:
         at = int(wrong[0])
         raise OptionError(f"there is no token {array[at]} (at index {at}); ids go from 0 to {vocab - 1}.")
     return np.ascontiguousarray(array, np.int32)
+
+
+@functools.lru_cache(maxsize=16)
+def _native_params(params: SamplingParams) -> _core.SamplingParams:
+    return _core.SamplingParams(**dataclasses.asdict(params))
 
 
 class Session:
@@ -157,16 +162,21 @@ class Session:
         Raises:
             OptionError: it is no token id. ContextError: the context is full. Nothing has changed then.
         """
-        if type(token) is not int:
-            if isinstance(token, bool) or not isinstance(token, np.integer):
-                raise OptionError(f"a token id must be an integer, not {token!r:.60}.")
-            token = int(token)
-        if not 0 <= token < self._native.vocab:
-            raise OptionError(f"there is no token {token}; ids go from 0 to {self._native.vocab - 1}.")
-        position = self._room(1)
-        self._tokens[position] = self._one[0] = token
+        self._note(token)
         logits: npt.NDArray[np.float32] = self._executor.run(self._cache, self._one, 1)[0]
         return logits
+
+    def draw(self, token: int, params: SamplingParams) -> int:
+        """Appends one token and draws the one that follows: `sample(step(token), params)` as one run of the
+        program, whose logits stay where they are.
+
+        Raises:
+            As `step` and `sample`.
+        """
+        self._note(token)
+        seen = self.position + 1 if params.repetition_penalty != 1 else 0
+        native = _native_params(params)
+        return self._executor.run_and_draw(self._cache, self._one, native, self._tokens[:seen])
 
     def logits(self, ids: TokenIds, *, progress: Progress = None) -> npt.NDArray[np.float32]:
         """Appends n tokens and returns the logits [n, vocab], float32, of what follows each.
@@ -232,14 +242,7 @@ class Session:
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.shape != shape:
             raise OptionError(f"sample takes float32 logits [{shape[0]}], as prefill and step give them.")
         seen = self.position if params.repetition_penalty != 1 else 0
-        native = _core.SamplingParams(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            seed=params.seed,
-        )
+        native = _native_params(params)
         return _core.sample(np.ascontiguousarray(logits), native, self._tokens[:seen], self.position)
 
     def shared_prefix(self, ids: TokenIds) -> int:
@@ -248,6 +251,17 @@ class Session:
         length = min(self.position, len(array))
         different = np.flatnonzero(self._tokens[:length] != array[:length])
         return int(different[0]) if len(different) else length
+
+    def _note(self, token: int) -> None:
+        """Puts one token where the next step finds it, once it is certain that it is one and fits."""
+        if type(token) is not int:
+            if isinstance(token, bool) or not isinstance(token, np.integer):
+                raise OptionError(f"a token id must be an integer, not {token!r:.60}.")
+            token = int(token)
+        if not 0 <= token < self._native.vocab:
+            raise OptionError(f"there is no token {token}; ids go from 0 to {self._native.vocab - 1}.")
+        position = self._room(1)
+        self._tokens[position] = self._one[0] = token
 
     def _blocks(self, array: npt.NDArray[np.int32]) -> Iterator[npt.NDArray[np.float32]]:
         for _, piece in self._pieces(array):

@@ -105,9 +105,7 @@ class _PreTokenizer:
 # The expressions are those of the models' own tokenizers (tokenizer.json, tiktoken).
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _WORDS % "{1,3}"
 _QWEN2 = _WORDS % ""
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -117,10 +115,7 @@ _O200K = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
     r"|\p{N}{1,3}" + _CASED_TAIL
 )
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-    + _CASED_TAIL
-)
+_TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}" + _CASED_TAIL
 
 _DIGITS_THEN_GPT2 = _PreTokenizer((r"\p{N}", _GPT2))
 _PLAIN_GPT2 = _PreTokenizer((_GPT2,))
@@ -212,9 +207,7 @@ class _Vocabulary:
     def flag(self, key: str, default: bool) -> bool:
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
         if not isinstance(value, bool):
-            raise CheckpointError(
-                f"tokenizer.ggml.{key} is {value!r}, not true or false: convert the model again."
-            )
+            raise CheckpointError(f"tokenizer.ggml.{key} is {value!r}, not true or false: convert the model again.")
         return value
 
     def special_id(self, key: str, default: int | None = None) -> int | None:
@@ -318,9 +311,7 @@ class Tokenizer(ABC):
         # The longest first, as llama.cpp does: where two texts overlap, the longer one is found.
         kinds = vocabulary.kinds
         marked = [index for index, kind in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED, _UNKNOWN)]
-        by_length = sorted(
-            marked, key=lambda index: -len(vocabulary.texts[index].encode("utf-8", "surrogateescape"))
-        )
+        by_length = sorted(marked, key=lambda index: -len(vocabulary.texts[index].encode("utf-8", "surrogateescape")))
         self._all_specials = [(vocabulary.texts[index], index) for index in by_length]
         self._user_defined = [entry for entry in self._all_specials if kinds[entry[1]] == _USER_DEFINED]
 
@@ -415,9 +406,7 @@ class Tokenizer(ABC):
 
     def _kind(self, token_id: int) -> int:
         if not 0 <= token_id < self.vocab_size:
-            raise OptionError(
-                f"There is no token {token_id}: the vocabulary has the ids 0 to {self.vocab_size - 1}."
-            )
+            raise OptionError(f"There is no token {token_id}: the vocabulary has the ids 0 to {self.vocab_size - 1}.")
         return self._vocabulary.kinds[token_id]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -431,9 +420,7 @@ class Tokenizer(ABC):
         Raises:
             OptionError: an id is not in the vocabulary.
         """
-        return b"".join(self.token_bytes(index, special=not skip_special) for index in ids).decode(
-            "utf-8", "replace"
-        )
+        return b"".join(self.token_bytes(index, special=not skip_special) for index in ids).decode("utf-8", "replace")
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """A decoder for ids that come one at a time, as a continuation: a leading space stays."""
@@ -494,9 +481,7 @@ class _ByteLevelTokenizer(Tokenizer):
         self._backend = self._build(vocabulary, metadata, pre)
 
     @staticmethod
-    def _build(
-        vocabulary: _Vocabulary, metadata: Mapping[str, object], pre: _PreTokenizer
-    ) -> tokenizers.Tokenizer:
+    def _build(vocabulary: _Vocabulary, metadata: Mapping[str, object], pre: _PreTokenizer) -> tokenizers.Tokenizer:
         from tokenizers import Regex
         from tokenizers import Tokenizer as Backend
         from tokenizers.models import BPE
@@ -643,9 +628,7 @@ def _model_proto(vocabulary: _Vocabulary) -> bytes:
     out += message(1, message(1, unknown.encode()) + b"\x15" + pack(0.0) + integer(3, _UNKNOWN))
     trainer = integer(3, 2) + integer(4, len(vocabulary) + 1)  # model_type BPE, vocab_size
     # Byte fallback is refused by sentencepiece unless all 256 byte pieces are there.
-    trainer += (
-        integer(35, int(bytes_found == 256)) + integer(40, len(vocabulary)) + message(45, unknown.encode())
-    )
+    trainer += integer(35, int(bytes_found == 256)) + integer(40, len(vocabulary)) + message(45, unknown.encode())
     out += message(2, trainer)
     # No normalization: no dummy prefix, no removal of extra spaces, no escaping (done before the call).
     out += message(3, message(1, b"identity") + integer(3, 0) + integer(4, 0) + integer(5, 0))

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -44,6 +45,20 @@ py::array_t<float> run(Executor& executor, Cache& cache, const Ids& ids, int64_t
     return logits;
 }
 
+int32_t run_and_draw(Executor& executor, Cache& cache, const Ids& ids, const SamplingParams& params, const Ids& history) {
+    if (ids.ndim() != 1 || history.ndim() != 1) throw std::invalid_argument("ids and history must have one dimension");
+    const cpu::Draw draw{prepare(params), history.data(), static_cast<size_t>(history.size())};
+    const int32_t* data = ids.data();
+    const int64_t rows = std::min<int64_t>(ids.size(), INT32_MAX);
+    int32_t id;
+    {
+        const py::gil_scoped_release release;
+        id = executor.run_and_draw(cache, data, static_cast<int>(rows), draw);
+    }
+    raise_sampling_error(id, executor.program().vocab);
+    return id;
+}
+
 }  // namespace
 
 void bind_executor(py::module_& m) {
@@ -54,6 +69,7 @@ void bind_executor(py::module_& m) {
         .def_property_readonly("threads", &Executor::threads)
         .def_property_readonly("weight_bytes", &Executor::weight_bytes)
         .def("run", &run, py::arg("cache"), py::arg("ids").noconvert(), py::arg("logit_rows") = 0)
+        .def("run_and_draw", &run_and_draw, py::arg("cache"), py::arg("ids").noconvert(), py::arg("params"), py::arg("history").noconvert())
         .def("read_seconds", &Executor::read_seconds, py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
     py::class_<Cache>(m, "Cache")
         .def(py::init([](const Executor& executor, bool poison) { return std::make_unique<Cache>(executor.program(), poison); }), py::arg("executor"),

@@ -65,6 +65,8 @@ ValueType value_type(const char* op, const char* name, const Tensor& tensor) {
 
 constexpr int64_t kAnyDims = std::numeric_limits<int64_t>::max();
 
+Tensor row_major(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
 // The level is chosen at the first call: one that this machine lacks is that call's error and not the library's.
 const cpu::Kernels& kernels() {
     static const cpu::Kernels& chosen = []() -> const cpu::Kernels& {
@@ -97,12 +99,12 @@ Tensor rms_norm(Tensor x, std::optional<Tensor> weight, double eps) {
         if (weight->dim() != 1 || weight->size(0) != n)
             fail(op, ": weight must be [", n, "] as x's last dimension, not ", shape(*weight), ".");
         factors.resize(static_cast<size_t>(n));
-        const Tensor values = torch::stable::contiguous(*weight);
+        const Tensor values = row_major(*weight);
         cpu::widen(weight_type, values.const_data_ptr(), n, factors.data());
     }
     const Tensor out = torch::stable::new_empty(x, x.sizes());
     if (x.numel() == 0) return out;
-    const Tensor values = torch::stable::contiguous(x);
+    const Tensor values = row_major(x);
     cpu::rms_norm(kernels(),
                   {type, x.numel() / n, n, static_cast<float>(eps), values.const_data_ptr(), weight ? factors.data() : nullptr,
                    out.mutable_data_ptr()},
@@ -127,8 +129,7 @@ Tensor rope(Tensor x, Tensor positions, Tensor inverse_frequency, bool interleav
              shape(inverse_frequency), ".");
     const Tensor out = torch::stable::new_empty(x, x.sizes());
     if (x.numel() == 0) return out;
-    const Tensor values = torch::stable::contiguous(x), at = torch::stable::contiguous(positions),
-                 frequency = torch::stable::contiguous(inverse_frequency);
+    const Tensor values = row_major(x), at = row_major(positions), frequency = row_major(inverse_frequency);
     cpu::rope(kernels(),
               {type, interleaved, x.numel() / (rows * heads * head_dim), rows, heads, head_dim, at.const_data_ptr<int64_t>(),
                frequency.const_data_ptr<double>(), values.const_data_ptr(), out.mutable_data_ptr()},
@@ -171,8 +172,7 @@ Tensor attention(Tensor q, Tensor k, Tensor v, int64_t first_position, std::stri
              " keys are given.");
     const Tensor out = torch::stable::new_empty(q, q.sizes());
     if (q.numel() == 0) return out;
-    const Tensor queries = torch::stable::contiguous(q), all_keys = torch::stable::contiguous(k),
-                 values = torch::stable::contiguous(v);
+    const Tensor queries = row_major(q), all_keys = row_major(k), values = row_major(v);
     const double factor = scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim));
     cpu::attention(kernels(),
                    {type, static_cast<int>(heads), static_cast<int>(kv_heads), static_cast<int>(head_dim), rows, keys,
@@ -230,7 +230,7 @@ Tensor linear(Tensor x, Tensor weight, std::string format_name) {
     const Tensor out = torch::stable::new_empty(x, sizes);
     if (out.numel() == 0) return out;
     if (cols == 0) return torch::stable::fill_(out, 0);
-    const Tensor values = torch::stable::contiguous(x), blocks = torch::stable::contiguous(weight);
+    const Tensor values = row_major(x), blocks = row_major(weight);
     cpu::linear(kernels(),
                 {type, format, x.numel() / cols, cols, outputs, values.const_data_ptr(),
                  static_cast<const std::byte*>(blocks.const_data_ptr()), out.mutable_data_ptr()},

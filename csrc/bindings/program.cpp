@@ -30,7 +30,9 @@ std::shared_ptr<Weight> make_weight(std::string name, const std::string& format,
     w->format = format_from_name(format);
     w->rows = rows;
     w->cols = cols;
-    if (rows <= 0 || cols <= 0 || cols % info(w->format).block != 0) {
+    const FormatInfo& f = info(w->format);
+    const bool overflows = static_cast<double>(rows) * static_cast<double>(cols) * f.bytes / f.block > 9e18;  // past int64_t
+    if (rows <= 0 || cols <= 0 || cols % f.block != 0 || overflows) {
         throw std::invalid_argument(w->name + ": [" + std::to_string(rows) + ", " + std::to_string(cols) + "] is no shape for " + format +
                                     ", whose blocks hold " + std::to_string(info(w->format).block) + " columns");
     }

@@ -9,8 +9,9 @@
 #include <optional>
 #include <string>
 
+#include "bindings/bindings.h"
 #include "cpu/kernels.h"
-#include "cpu/sample.h"
+#include "cpu/sampler.h"
 #include "program/philox.h"
 
 namespace py = pybind11;
@@ -66,14 +67,17 @@ int32_t sample(const py::object& logits_object, const SamplingParams& params, co
         id =
             sampler->sample(logits.data(), vocab, history.data(), static_cast<size_t>(history.size()), constants, position, draw);
     }
-    if (id == kSampleNan) raise("LlamaExtError", "the model produced NaN logits, so there is no token to sample");
-    if (id == kSampleBadHistory) {
-        throw py::value_error("history holds a token id outside the vocabulary of " + std::to_string(vocab));
-    }
+    raise_sampling_error(id, vocab);
     return id;
 }
 
 }  // namespace
+
+void raise_sampling_error(int32_t id, int64_t vocab) {
+    if (id == kSampleNan) raise("LlamaExtError", "the model produced NaN logits, so there is no token to sample");
+    if (id == kSampleBadHistory)
+        throw py::value_error("history holds a token id outside the vocabulary of " + std::to_string(vocab));
+}
 
 void bind_sampling(py::module_& m) {
     py::class_<SamplingParams>(m, "SamplingParams", "Sampling parameters; see llama_ext.SamplingParams.")

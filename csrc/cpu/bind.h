@@ -23,5 +23,6 @@ std::unique_ptr<BoundInstruction> bind(const Output& instruction, Binder& binder
 std::unique_ptr<BoundInstruction> bind(const GateUp& instruction, Binder& binder);
 std::unique_ptr<BoundInstruction> bind(const Down& instruction, Binder& binder);
 std::unique_ptr<BoundInstruction> bind(const Head& instruction, Binder& binder);
+std::unique_ptr<BoundInstruction> bind(const Sample& instruction, Binder& binder);
 
 }  // namespace llama_ext::cpu

@@ -135,6 +135,7 @@ Executor::Executor(Program program, const Options& options, const std::function<
       kernels_(choose_kernels(options.simd)),
       team_(options.threads),
       poison_(options.poison),
+      sampler_(static_cast<uint32_t>(program_.vocab)),
       step_{kernels_, program_, team_} {
     size_t bytes = 0;
     for (const Instruction& instruction : program_.code) {
@@ -144,11 +145,7 @@ Executor::Executor(Program program, const Options& options, const std::function<
     weights_ = Pages(bytes, Pages::Size::huge);
     PackingBinder binder(program_, team_, weights_, rotations_, progress);
     for (const Instruction& instruction : program_.code) {
-        std::visit(
-            [&](const auto& i) {
-                if constexpr (!std::is_same_v<std::decay_t<decltype(i)>, Sample>) code_.push_back(bind(i, binder));
-            },
-            instruction);
+        std::visit([&](const auto& i) { code_.push_back(bind(i, binder)); }, instruction);
     }
 
     const Widths widths(program_);
@@ -167,6 +164,7 @@ Executor::Executor(Program program, const Options& options, const std::function<
         carver.take(step_.block_partials, widths.block_queries);
         carver.take(step_.cosine, angles);
         carver.take(step_.sine, angles);
+        carver.take(own_logits_, program_.vocab);
         carver.take(step_.shared, rows, widths.product);
         for (MemberBuffers& m : step_.members) {
             carver.take(m.activation, 1, widths.product);
@@ -180,10 +178,21 @@ Executor::Executor(Program program, const Options& options, const std::function<
     buffers_ = Pages(sizes.used, Pages::Size::normal);
     Carver carver{buffers_.data()};
     carve(carver);
+    step_.sampler = &sampler_;
 }
 
 void Executor::run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits) {
     const std::lock_guard lock(mutex_);
+    run_locked(cache, ids, rows, logit_rows, logits, nullptr);
+}
+
+int32_t Executor::run_and_draw(Cache& cache, const int32_t* ids, int rows, const Draw& draw) {
+    const std::lock_guard lock(mutex_);
+    run_locked(cache, ids, rows, 1, own_logits_, &draw);
+    return step_.id;
+}
+
+void Executor::run_locked(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits, const Draw* draw) {
     if (&cache.program() != &program_) throw std::invalid_argument("this cache was made for another executor");
     if (rows < 1 || rows > program_.max_rows)
         throw std::invalid_argument("a step takes 1 to " + std::to_string(program_.max_rows) + " rows, not " + std::to_string(rows));
@@ -203,6 +212,7 @@ void Executor::run(Cache& cache, const int32_t* ids, int rows, int64_t logit_row
     step_.position = cache.position();
     step_.logit_rows = logit_rows;
     step_.logits = logits;
+    step_.draw = draw;
     if (poison_) std::memset(buffers_.data(), 0xff, buffers_.bytes());
     team_.run([this](int member) {
         rotation_rows(step_, rotations_, member);

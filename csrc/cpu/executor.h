@@ -11,6 +11,7 @@
 #include "cpu/cache.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cpu/sampler.h"
 #include "cpu/team.h"
 #include "program/program.h"
 
@@ -32,6 +33,13 @@ struct MemberBuffers {
     float* partials;               // [kQueryTile][head_dim]
 };
 
+// How a step's sample instruction draws the token that follows its last row.
+struct Draw {
+    SamplingConstants params;
+    const int32_t* history;  // [history_size] ids for the repetition penalty
+    size_t history_size;
+};
+
 // One step: what instructions read and write. Shapes as in program/instruction.h.
 struct Step {
     const Kernels& kernels;
@@ -43,6 +51,9 @@ struct Step {
     int64_t position = 0;
     int64_t logit_rows = 0;  // the last ones
     float* logits = nullptr;  // [logit_rows][vocab]
+    const Draw* draw = nullptr;  // null: nothing is drawn
+    Sampler* sampler = nullptr;
+    int32_t id = 0;  // what was drawn, or one of sampling.h's error codes
 
     float *x = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *a = nullptr, *h = nullptr;
     float* block_values = nullptr;         // [heads][blocks][head_dim]: softmax partials of a one-row step
@@ -86,17 +97,25 @@ public:
     // has changed then. One step at a time; other threads wait.
     void run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits);
 
+    // The same, and draws the next token at once: nothing but its id leaves the executor. Returns the id, or kSampleNan or
+    // kSampleBadHistory (sampling.h); the position has advanced in any case.
+    int32_t run_and_draw(Cache& cache, const int32_t* ids, int rows, const Draw& draw);
+
     // Seconds that the team takes to read `bytes` of its packed weights once (or a buffer of the same kind of pages, where
     // there are fewer weights than that).
     double read_seconds(size_t bytes);
 
 private:
+    void run_locked(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits, const Draw* draw);
+
     const Program program_;
     const Kernels& kernels_;
     Team team_;
     std::mutex mutex_;
     const bool poison_;
     Pages weights_, buffers_, probe_;
+    Sampler sampler_;
+    float* own_logits_ = nullptr;  // [vocab]
     Step step_;
     std::vector<Rotation> rotations_;
     std::vector<std::unique_ptr<BoundInstruction>> code_;

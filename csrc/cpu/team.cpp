@@ -75,9 +75,13 @@ void Team::barrier() {
     }
 }
 
-void Team::run(const std::function<void(int)>& job) {
+void Team::require_own_process() const {
     if (getpid() != process_)
         throw std::runtime_error("this model was loaded before the process was forked and its threads stayed behind; load it again in the child");
+}
+
+void Team::run(const std::function<void(int)>& job) {
+    require_own_process();
     if (size_ == 1) return job(0);
     job_ = &job;
     epoch_.fetch_add(1, std::memory_order_release);

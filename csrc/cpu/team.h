@@ -23,8 +23,12 @@ public:
     int size() const { return size_; }
 
     // Runs job(member) on every member, 0 .. size - 1, and returns when all have. One run at a time: the caller sees to it.
-    // `job` must not throw. Throws std::runtime_error in a process that was forked off the one that made the team.
+    // `job` must not throw. Requires the process that made the team.
     void run(const std::function<void(int)>& job);
+
+    // Throws std::runtime_error in a process that was forked off the one that made the team: its threads stayed behind, and
+    // locks may be held by them for ever. To be asked before any lock is taken.
+    void require_own_process() const;
 
     // Inside a job: no member returns before every member has called it. What was written before it is visible after it.
     void barrier();

@@ -106,7 +106,7 @@ struct Head {
     float eps;
 };
 
-// id = a token drawn from the last row's logits (sampling.h); ids are fed back by the caller
+// id = a token drawn from the last row's logits (sampling.h), if the step asks for one
 struct Sample {};
 
 using Instruction = std::variant<Embed, Qkv, Attention, Output, GateUp, Down, Head, Sample>;

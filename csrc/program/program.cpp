@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "program/sampling.h"
+
 namespace llama_ext {
 namespace {
 
@@ -141,8 +143,10 @@ int64_t cache_capacity(const Mask& mask, int64_t max_context, int max_rows) {
 
 void Program::validate() const {
     if (max_context <= 0) throw std::invalid_argument("max_context must be positive");
+    if (vocab <= 0 || vocab > kMaxVocab) throw std::invalid_argument("vocab must be 1 to " + std::to_string(kMaxVocab) + ", is " + std::to_string(vocab));
     if (max_rows <= 0) throw std::invalid_argument("max_rows must be positive");
     const Instruction* previous = nullptr;
+    std::vector<bool> cache_taken(caches.size());
     int64_t attention_width = 0, intermediate = 0;  // of the a and h that the next output or down reads
     for (const Instruction& instruction : code) {
         Checker checker{*this, name(instruction)};
@@ -150,6 +154,9 @@ void Program::validate() const {
         std::visit(checker, instruction);
         if (const auto* i = std::get_if<Attention>(&instruction)) {
             attention_width = int64_t{i->heads} * i->head_dim;
+            const size_t cache = static_cast<size_t>(i->cache);
+            checker.require(!cache_taken[cache], "cache " + std::to_string(i->cache) + " is another attention's");
+            cache_taken[cache] = true;
             const Qkv* qkv = previous ? std::get_if<Qkv>(previous) : nullptr;
             checker.require(qkv && qkv->heads == i->heads && qkv->kv_heads == i->kv_heads && qkv->head_dim == i->head_dim,
                             "must follow a qkv of the same heads");

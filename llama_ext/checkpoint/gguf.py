@@ -195,10 +195,7 @@ class _Header:
         if kind == _ARRAY:
             if depth >= _MAX_NESTING:
                 self.fail(f"{what} nests arrays deeper than {_MAX_NESTING} levels")
-            return [
-                self.value(_ARRAY, what, depth + 1)
-                for _ in range(self.count(_MIN_ARRAY, f"arrays in {what}"))
-            ]
+            return [self.value(_ARRAY, what, depth + 1) for _ in range(self.count(_MIN_ARRAY, f"arrays in {what}"))]
         code = _DTYPES.get(kind)
         if code is None:
             self.fail(f"{what} is an array of the unknown value type {kind}")
@@ -258,14 +255,9 @@ class GgufFile:
                 f"{self.path}: it is one of {count} parts, not named like name-00001-of-{count:05d}.gguf:"
                 " give the parts back the names they were published under."
             )
-        names = [
-            self.path.with_name(f"{match['stem']}-{part:05d}-of-{count:05d}.gguf")
-            for part in range(1, count + 1)
-        ]
+        names = [self.path.with_name(f"{match['stem']}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
         if number != 0 or int(match["no"]) != 1:
-            raise CheckpointError(
-                f"{self.path}: it is part {number + 1} of {count}: open the first part, {names[0]}."
-            )
+            raise CheckpointError(f"{self.path}: it is part {number + 1} of {count}: open the first part, {names[0]}.")
         for part, name in enumerate(names[1:], 1):
             _, metadata = _read(name, self.tensors)
             found = _split_number(name, metadata, "split.count"), _split_number(name, metadata, "split.no")
@@ -305,16 +297,12 @@ def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, ob
     header = _Header(path, view)
     magic = view[header.take(4, "the magic number") : header.at]
     if magic != b"GGUF":
-        header.fail(
-            f"it begins with {magic!r}, not with b'GGUF'", "give a GGUF file, or download this one again"
-        )
+        header.fail(f"it begins with {magic!r}, not with b'GGUF'", "give a GGUF file, or download this one again")
     version = header.u32("the version")
     if version not in (2, 3):
         if version & 0xFFFF == 0 and version != 0:
             header.fail("its numbers are big-endian", "use the little-endian file of this model")
-        header.fail(
-            f"it has GGUF version {version}, versions 2 and 3 are supported", "convert the model again"
-        )
+        header.fail(f"it has GGUF version {version}, versions 2 and 3 are supported", "convert the model again")
     tensor_count = header.count(_MIN_TENSOR, "tensors")
     pair_count = header.count(_MIN_PAIR, "metadata pairs")
 
@@ -326,12 +314,7 @@ def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, ob
         metadata[key] = header.value(header.u32(f"the type of {key!r}"), f"{key!r}")
 
     alignment = metadata.get("general.alignment", 32)
-    if (
-        not isinstance(alignment, int)
-        or isinstance(alignment, bool)
-        or alignment <= 0
-        or alignment & (alignment - 1)
-    ):
+    if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment <= 0 or alignment & (alignment - 1):
         header.fail(f"general.alignment is {alignment!r}, not a power of two")
 
     entries = [_tensor_entry(header, index, alignment) for index in range(tensor_count)]
@@ -369,13 +352,9 @@ def _tensor_entry(header: _Header, index: int, alignment: int) -> tuple[str, tup
     if elements == 0 or elements > 1 << 62:
         header.fail(f"the tensor {name!r} has the impossible dimensions {fastest_first}")
     if fastest_first[0] % form.block_size:
-        header.fail(
-            f"the rows of tensor {name!r} are no multiple of the {form.block_size} elements of {form.name}"
-        )
+        header.fail(f"the rows of tensor {name!r} are no multiple of the {form.block_size} elements of {form.name}")
     if offset % alignment:
-        header.fail(
-            f"the tensor {name!r} begins at offset {offset}, no multiple of the alignment {alignment}"
-        )
+        header.fail(f"the tensor {name!r} begins at offset {offset}, no multiple of the alignment {alignment}")
     return (
         name,
         tuple(reversed(fastest_first)),

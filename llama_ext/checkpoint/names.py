@@ -78,15 +78,23 @@ class GgufWeights:
             stored = f"blk.{layer}.{_LAYER[kind]}.weight"
         tensor = self._file.tensors.get(stored)
         if tensor is None:
-            raise CheckpointError(f"{self._file.path}: the tensor '{stored}' is missing; convert or download the model again.")
+            raise CheckpointError(
+                f"{self._file.path}: the tensor '{stored}' is missing; convert or download the model again."
+            )
         if kind in _VECTORS:
             values = self._vector(stored, tensor)
             return _core.Weight(stored, "F32", 1, len(values), values.view(np.uint8))
-        if len(tensor.shape) != 2:
-            raise CheckpointError(f"{self._file.path}: the tensor '{stored}' must have 2 dimensions, has {list(tensor.shape)}.")
+        self._check_dimensions(stored, tensor, 2)
         return _core.Weight(stored, tensor.format, tensor.shape[0], tensor.shape[1], tensor.data)
 
     def _vector(self, stored: str, tensor: GgufTensor) -> npt.NDArray[np.float32]:
-        if len(tensor.shape) != 1:
-            raise CheckpointError(f"{self._file.path}: the tensor '{stored}' must have 1 dimension, has {list(tensor.shape)}.")
-        return _core.Weight(stored, tensor.format, 1, tensor.shape[0], tensor.data).dequantize()[0]
+        self._check_dimensions(stored, tensor, 1)
+        values = _core.Weight(stored, tensor.format, 1, tensor.shape[0], tensor.data).dequantize()
+        return values.reshape(-1)
+
+    def _check_dimensions(self, stored: str, tensor: GgufTensor, count: int) -> None:
+        if len(tensor.shape) != count:
+            raise CheckpointError(
+                f"{self._file.path}: the tensor '{stored}' must have {count} dimension{'s' if count > 1 else ''}, "
+                f"is {list(tensor.shape)}; convert the model again."
+            )

@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode", type=int, default=64, metavar="N", help="tokens after the prompt (default: %(default)s)"
     )
-    parser.add_argument(
-        "--repeat", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)"
-    )
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions (default: %(default)s)")
     common.add_model(parser)
     common.add_json(parser, "all figures as one JSON object")
 

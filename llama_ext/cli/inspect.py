@@ -102,8 +102,7 @@ def _instructions(checkpoint: Checkpoint, rows: int, position: int) -> list[dict
                 "name": _core.name(instruction),
                 "layer": layer,
                 "weights": [
-                    {"name": w.name, "format": w.format, "shape": [w.rows, w.cols]}
-                    for w in _core.weights(instruction)
+                    {"name": w.name, "format": w.format, "shape": [w.rows, w.cols]} for w in _core.weights(instruction)
                 ],
                 "weight_bytes": cost.weight_bytes,
                 "cache_bytes": cost.cache_bytes,
@@ -122,8 +121,7 @@ def _text(facts: dict[str, Any]) -> str:
         ("file", f"{facts['path']} ({_size(facts['file_bytes'])})"),
         (
             "parameters",
-            f"{facts['parameters']:,} in {_size(facts['weight_bytes'])}, "
-            f"{facts['bits_per_weight']:.2f} bits each",
+            f"{facts['parameters']:,} in {_size(facts['weight_bytes'])}, {facts['bits_per_weight']:.2f} bits each",
         ),
         ("read a token", f"{_size(facts['weight_bytes_per_token'])} of weights"),
         ("layers", f"{config['num_hidden_layers']} ({layers})"),

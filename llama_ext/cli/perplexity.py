@@ -19,9 +19,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="PATH", help="the text (- is stdin)")
-    parser.add_argument(
-        "--window", type=int, metavar="N", help="tokens a window (default: 2048, at most the context)"
-    )
+    parser.add_argument("--window", type=int, metavar="N", help="tokens a window (default: 2048, at most the context)")
     parser.add_argument("--stride", type=int, metavar="N", help="from window to window (default: the window)")
     common.add_model(parser)
     common.add_json(parser, "the figures as one JSON object")

@@ -54,9 +54,7 @@ def test_collect_repeats_disturbed_rounds_in_their_order() -> None:
     """A rejected round is taken again with the same side first, and does not count."""
     turn, calls = scripted([0.0, 0.3, 0.0, 0.0])
     rejections: list[int] = []
-    outcome = _rounds.collect(
-        ["ours", "peer"], turn, wanted=3, retries=5, bound=0.05, before=rejections.append
-    )
+    outcome = _rounds.collect(["ours", "peer"], turn, wanted=3, retries=5, bound=0.05, before=rejections.append)
     assert [turns["ours"].value for turns in outcome.kept] == [0.0, 2.0, 3.0]
     assert (outcome.repeated, outcome.disturbed) == (1, 0)
     assert rejections == [0, 0, 1, 1]
@@ -229,9 +227,7 @@ def test_adapter_keeps_to_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The script, as a user runs it."""
-    return subprocess.run(
-        [sys.executable, versus.__file__, *arguments], capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run([sys.executable, versus.__file__, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_help() -> None:

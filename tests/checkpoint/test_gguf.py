@@ -171,9 +171,7 @@ def _tensor(name: str, dims: tuple[int, ...], kind: int = 0, offset: int = 0) ->
 
 
 def _file(pairs: list[bytes] = [], tensors: list[bytes] = [], data: int = 256, version: int = 3) -> bytes:  # noqa: B006
-    head = (
-        b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(tensors)
-    )
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(tensors)
     return head + bytes(-len(head) % 32) + bytes(data)
 
 
@@ -239,9 +237,7 @@ def test_odd_but_good_files(tmp_path: Path) -> None:
     nested = _pair("n", 9, U32(9) + U64(2) + U32(4) + U64(1) + U32(7) + U32(8) + U64(1) + _text("x"))
     raw = _pair("s", 8, _text(b"a\xffb"))
     path.write_bytes(
-        _file(
-            [nested, raw, _pair("general.alignment", 4, U32(8))], [_tensor("t", (2, 3, 4, 1), 30)], version=2
-        )
+        _file([nested, raw, _pair("general.alignment", 4, U32(8))], [_tensor("t", (2, 3, 4, 1), 30)], version=2)
     )
     file = GgufFile(path)
     assert file.version == 2

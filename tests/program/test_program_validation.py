@@ -67,12 +67,13 @@ def test_norms_are_f32_and_blocks_fit_the_columns() -> None:
             _core.Weight("x", format, 1, cols, np.zeros(4096, np.uint8))
 
 
-@pytest.mark.parametrize("rows", [0, -1, 2**31, 2**40])
+@pytest.mark.parametrize("rows", [0, -1, 2**31, 2**40, 2**59, 2**62])
 def test_weights_of_impossible_size(rows: int) -> None:
-    with pytest.raises(ValueError, match="x: "):
-        _core.Weight("x", "F32", rows, 8, np.zeros(0 if rows <= 0 else 64, np.uint8))
-    with pytest.raises(ValueError, match="x: "):
-        _core.Weight("x", "F32", 8, rows, np.zeros(0 if rows <= 0 else 64, np.uint8))
+    """Products that wrap to the size of the data among them: 2^59 x 8 floats are 2^64 bytes."""
+    for data in (np.zeros(0, np.uint8), np.zeros(64, np.uint8)):
+        for shape in ((rows, 8), (8, rows), (1, rows)):
+            with pytest.raises(ValueError, match="x: "):
+                _core.Weight("x", "F32", *shape, data)
 
 
 def test_weight_data() -> None:

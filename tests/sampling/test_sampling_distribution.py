@@ -51,9 +51,7 @@ def fits(ids: npt.NDArray[np.int64], p: npt.NDArray[np.float64]) -> bool:
         expected, seen = expected[~rare], seen[~rare]
     statistic = float(((seen - expected) ** 2 / expected).sum())
     freedom = len(expected) - 1
-    tail = (
-        4.7534  # of a standard normal, with probability 1e-6; made a chi-square's after Wilson and Hilferty
-    )
+    tail = 4.7534  # of a standard normal, with probability 1e-6; made a chi-square's after Wilson and Hilferty
     bound = freedom * (1 - 2 / (9 * freedom) + tail * (2 / (9 * freedom)) ** 0.5) ** 3
     return bool(statistic < bound)
 

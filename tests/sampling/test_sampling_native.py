@@ -90,9 +90,7 @@ def test_a_larger_vocabulary_after_a_smaller_one_and_back(draw_native: Draw) -> 
             SamplingParams(repetition_penalty=1.3),
         ):
             history = [vocab - 1, 0, vocab - 1]
-            assert draw_native(logits, params, history, vocab) == sample_reference(
-                logits, params, history, vocab
-            )
+            assert draw_native(logits, params, history, vocab) == sample_reference(logits, params, history, vocab)
 
 
 @pytest.mark.parametrize("level", LEVELS)

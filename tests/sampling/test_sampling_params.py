@@ -73,9 +73,7 @@ def test_parameters_are_frozen() -> None:
 
 
 NATIVE_WRONG = [
-    (name, value)
-    for name, value, _ in WRONG
-    if isinstance(value, (int, float)) and not isinstance(value, bool)
+    (name, value) for name, value, _ in WRONG if isinstance(value, (int, float)) and not isinstance(value, bool)
 ]
 
 

@@ -28,9 +28,7 @@ def kept(logits: list[float], history: tuple[int, ...] = (), **options: Any) -> 
     return ids
 
 
-def huggingface(
-    logits: npt.NDArray[np.float32], params: SamplingParams, history: list[int]
-) -> npt.NDArray[np.float64]:
+def huggingface(logits: npt.NDArray[np.float32], params: SamplingParams, history: list[int]) -> npt.NDArray[np.float64]:
     """Probabilities [vocab] after transformers' processors in the order of its own generate(), in float64."""
     chain: list[LogitsProcessor] = [RepetitionPenaltyLogitsProcessor(params.repetition_penalty)]
     chain.append(TemperatureLogitsWarper(params.temperature))
@@ -75,9 +73,7 @@ def test_greedy_takes_the_lowest_of_equals_whatever_the_filters() -> None:
 
 
 def test_penalty_counts_an_id_once_and_by_sign() -> None:
-    assert kept([2, 1.5, -1], (0, 0, 0), temperature=0, repetition_penalty=1.2) == [
-        0
-    ]  # 2 / 1.2 > 1.5 > 2 / 1.2^3
+    assert kept([2, 1.5, -1], (0, 0, 0), temperature=0, repetition_penalty=1.2) == [0]  # 2 / 1.2 > 1.5 > 2 / 1.2^3
     assert kept([-1, -1.5], (0,), temperature=0, repetition_penalty=2) == [1]
 
 
@@ -134,8 +130,6 @@ def test_the_callers_logits_stay_as_they_are() -> None:
 
 def test_log_softmax_is_torchs() -> None:
     logits = np.random.default_rng(0).normal(0, 30, (3, 500)).astype(np.float32)
-    np.testing.assert_allclose(
-        log_softmax(logits), torch.tensor(logits).double().log_softmax(-1).numpy(), 1e-12, 1e-14
-    )
+    np.testing.assert_allclose(log_softmax(logits), torch.tensor(logits).double().log_softmax(-1).numpy(), 1e-12, 1e-14)
     assert log_softmax([1e30, -INF]).tolist() == [0, -INF]
     np.testing.assert_allclose(log_softmax([INF, 0, INF]), [-np.log(2), -INF, -np.log(2)])

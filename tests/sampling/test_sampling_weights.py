@@ -41,9 +41,7 @@ def test_ordered_and_bounded() -> None:
 
 
 def test_ends() -> None:
-    z = np.array(
-        [0, -0.0, -1e-45, ZERO_BELOW, np.nextafter(ZERO_BELOW, np.float32(-30)), -np.inf, np.nan], np.float32
-    )
+    z = np.array([0, -0.0, -1e-45, ZERO_BELOW, np.nextafter(ZERO_BELOW, np.float32(-30)), -np.inf, np.nan], np.float32)
     assert weights(z).tolist() == [WEIGHT_ONE] * 3 + [0] * 4
 
 

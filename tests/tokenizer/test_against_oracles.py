@@ -221,9 +221,7 @@ def test_every_rule_equals_llama_cpp(vocabulary: Vocabulary, pre: str) -> None:
     _assert_same(pair, CORPUS + MARKS + RANDOM[:200])
 
 
-@pytest.mark.parametrize(
-    ("name", "pre"), [("smollm2", "tekken"), ("smollm2", "gpt-4o"), ("llama4", "llama4")]
-)
+@pytest.mark.parametrize(("name", "pre"), [("smollm2", "tekken"), ("smollm2", "gpt-4o"), ("llama4", "llama4")])
 def test_cased_rules_equal_llama_cpp_without_marks(vocabulary: Vocabulary, name: str, pre: str) -> None:
     texts = [text for text in CORPUS if not any(unicodedata.category(c)[0] == "M" for c in text)]
     pair = vocabulary(name, {"tokenizer.ggml.pre": pre})
@@ -241,9 +239,7 @@ def test_pieces_and_ends_equal_llama_cpp(vocabulary: Vocabulary, name: str) -> N
     assert pair.ours.end_ids == ends
     for index in range(pair.ours.vocab_size):
         for special in (False, True):
-            assert pair.ours.token_bytes(index, special=special) == pair.theirs.piece(
-                index, special=special
-            ), index
+            assert pair.ours.token_bytes(index, special=special) == pair.theirs.piece(index, special=special), index
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "sentencepiece"])

