@@ -1,5 +1,7 @@
 // Measures the pieces that a step is made of, each alone: products of one row and of many in every format, packing, the
 // barrier, reading memory. Prints one JSON object a line. Built and run by bench/kernels.py.
+#include "cpu/kernels.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,7 +12,6 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/team.h"
 
@@ -51,7 +52,7 @@ struct Input {
         std::normal_distribution<float> normal;
         for (float& x : f32) x = normal(random);
         kernels.quantize_q15(f32.data(), rows * cols, digits.data(), scale.data(), sum16.data());
-        view = {cols, f32.data(), digits.data(), scale.data(), sum16.data()};
+        view = {f32.data(), digits.data(), scale.data(), sum16.data()};
     }
 };
 
@@ -83,10 +84,12 @@ void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, in
             },
             7);
         std::printf(
-            "{\"what\": \"product\", \"format\": \"%s\", \"simd\": \"%s\", \"rows\": %ld, \"cols\": %ld, \"bytes\": %zu, \"threads\": %d, "
+            "{\"what\": \"product\", \"format\": \"%s\", \"simd\": \"%s\", \"rows\": %ld, \"cols\": %ld, \"bytes\": %zu, "
+            "\"threads\": %d, "
             "\"seconds\": %.3e, \"gb_per_s\": %.2f, \"gmac_per_s\": %.2f}\n",
-            std::string(info(format).name).c_str(), kernels.name, static_cast<long>(rows), static_cast<long>(cols), pages.bytes(), team.size(),
-            seconds, static_cast<double>(pages.bytes()) / seconds / 1e9, static_cast<double>(w.rows * cols * rows) / seconds / 1e9);
+            std::string(info(format).name).c_str(), kernels.name, static_cast<long>(rows), static_cast<long>(cols), pages.bytes(),
+            team.size(), seconds, static_cast<double>(pages.bytes()) / seconds / 1e9,
+            static_cast<double>(w.rows * cols * rows) / seconds / 1e9);
         std::fflush(stdout);
     }
 }
@@ -99,10 +102,12 @@ void pack(size_t bytes) {
         std::vector<std::byte> source(bytes / group * group), out(source.size());
         fill(source.data(), source.size());
         const double seconds = median_seconds([&] {
-            for (size_t at = 0; at < source.size(); at += group) pack_group(format, cols, source.data() + at, kGroup, out.data() + at);
+            for (size_t at = 0; at < source.size(); at += group)
+                pack_group(format, cols, source.data() + at, kGroup, out.data() + at);
         });
-        std::printf("{\"what\": \"pack\", \"format\": \"%s\", \"bytes\": %zu, \"threads\": 1, \"seconds\": %.3e, \"gb_per_s\": %.2f}\n",
-                    std::string(info(format).name).c_str(), source.size(), seconds, static_cast<double>(source.size()) / seconds / 1e9);
+        std::printf(
+            "{\"what\": \"pack\", \"format\": \"%s\", \"bytes\": %zu, \"threads\": 1, \"seconds\": %.3e, \"gb_per_s\": %.2f}\n",
+            std::string(info(format).name).c_str(), source.size(), seconds, static_cast<double>(source.size()) / seconds / 1e9);
     }
 }
 
@@ -126,9 +131,11 @@ void read(const Kernels& kernels, Team& team, size_t bytes, Pages::Size size) {
             total += kernels.sum_lines(pages.data() + static_cast<size_t>(mine.begin) * 64, mine.end - mine.begin);
         });
     });
-    std::printf("{\"what\": \"read\", \"pages\": \"%s\", \"simd\": \"%s\", \"bytes\": %zu, \"threads\": %d, \"seconds\": %.3e, \"gb_per_s\": %.2f}\n",
-                size == Pages::Size::huge ? "huge" : "normal", kernels.name, bytes, team.size(), seconds,
-                static_cast<double>(bytes) / seconds / 1e9);
+    std::printf(
+        "{\"what\": \"read\", \"pages\": \"%s\", \"simd\": \"%s\", \"bytes\": %zu, \"threads\": %d, \"seconds\": %.3e, "
+        "\"gb_per_s\": %.2f}\n",
+        size == Pages::Size::huge ? "huge" : "normal", kernels.name, bytes, team.size(), seconds,
+        static_cast<double>(bytes) / seconds / 1e9);
 }
 
 }  // namespace

@@ -65,10 +65,15 @@ def __dir__() -> list[str]:
 
 
 def build_info() -> str:
-    """What the compiled part was built with: version, SIMD levels, CUDA or not, compiler."""
+    """What the compiled part was built with: version, SIMD levels, CUDA or not, compiler, torch operators or not."""
+    from importlib.machinery import EXTENSION_SUFFIXES
+    from pathlib import Path
+
     from llama_ext import _core
 
-    return f"llama_ext {_core.version}: {_core.build}"
+    folder = Path(str(_core.__file__)).parent
+    there = any((folder / f"_ops{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+    return f"llama_ext {_core.version}: {_core.build}, {'with' if there else 'no'} torch operators (_ops)"
 
 
 def _why_not(error: ImportError) -> str:

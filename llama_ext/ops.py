@@ -25,7 +25,7 @@ try:
     import torch
 except ImportError as _error:
     raise ImportError(
-        "llama_ext.ops needs PyTorch 2.10 or later, which is not installed: pip install 'llama-ext[torch]'."
+        "llama_ext.ops needs PyTorch 2.10 or later, which is not installed: install torch (2.10 or later)."
     ) from _error
 
 __all__ = ["attention", "linear", "rms_norm", "rope"]
@@ -41,7 +41,7 @@ def _check_torch(version: str) -> None:
     major, minor = version.split(".")[:2]
     if (int(major), int(minor)) < (2, 10):
         raise ImportError(
-            f"llama_ext.ops needs PyTorch 2.10 or later, not {version}: pip install --upgrade 'torch>=2.10'."
+            f"llama_ext.ops needs PyTorch 2.10 or later, not {version}: install torch (2.10 or later)."
         )
 
 
@@ -51,7 +51,8 @@ def _load(module: str) -> None:
     if spec is None or spec.origin is None:
         raise ImportError(
             f"This build of llama_ext has no torch operators ({module} is missing): "
-            "build it again with torch 2.10 or later in the build's environment and LLAMA_EXT_OPS=ON."
+            "run 'pip install torch==2.13.0 && pip install --no-build-isolation -C cmake.define.LLAMA_EXT_OPS=ON .' "
+            "in llama_ext's source folder."
         )
     try:
         _ops.load_library(spec.origin)

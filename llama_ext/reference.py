@@ -11,8 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as _error:
+    raise ImportError(
+        "llama_ext.reference needs PyTorch, which is not installed: install torch (2.10 or later)."
+    ) from _error
 
 from llama_ext import _core
 from llama_ext._core import Attention, Down, Embed, GateUp, Head, Output, Qkv, Sample, Weight
@@ -84,7 +90,7 @@ class ReferenceSession:
         self._native = program.native
         self._weights: dict[str, Tensor] = {}
         self._ropes = [torch.tensor(rope, dtype=torch.float64) for rope in self._native.ropes]
-        self._position = 0
+        self._position = self._highest = 0
         self._caches: list[tuple[Tensor, Tensor]] = []
         for layer in self._native.caches:
             shape = (layer.capacity, layer.kv_heads, layer.head_dim)
@@ -114,7 +120,7 @@ class ReferenceSession:
         Raises:
             OptionError: more than there are, or than the rings can take back.
         """
-        if not 0 <= n <= min(self._position, self._native.max_rollback(self._position)):
+        if not 0 <= n <= min(self._position, self._native.max_rollback(self._position, self._highest)):
             raise OptionError(f"cannot roll back {n} of {self._position} positions.")
         for keys, values in self._caches:
             for position in range(self._position - n, self._position):
@@ -126,7 +132,7 @@ class ReferenceSession:
         for keys, values in self._caches:
             keys.fill_(torch.nan)
             values.fill_(torch.nan)
-        self._position = 0
+        self._position = self._highest = 0
 
     def _run(self, ids: Sequence[int], which: str) -> npt.NDArray[np.float32]:
         if self._position + len(ids) > self._native.max_context:
@@ -169,6 +175,7 @@ class ReferenceSession:
                 case Sample():
                     pass  # the caller draws: see llama_ext.sampling.sample_reference
         self._position += rows
+        self._highest = max(self._highest, self._position)
         return logits.numpy()
 
     def _attention(self, i: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

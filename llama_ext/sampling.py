@@ -29,15 +29,23 @@ ZERO_BELOW = np.float32(-27.75)
 """Scaled logits below this weigh nothing: exp(-27.73) is already under 2**-40."""
 
 
+def _wrong(name: str, value: object, allowed: str) -> OptionError:
+    default = SamplingParams.__dataclass_fields__[name].default
+    return OptionError(f"{name} must be {allowed}, not {value!r:.60}; leave it out for {default}.")
+
+
 def _number(name: str, value: object, allowed: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise OptionError(f"{name} must be {allowed}, not {value!r}")
-    return float(value)
+        raise _wrong(name, value, allowed)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _integer(name: str, value: object, allowed: str) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise OptionError(f"{name} must be {allowed}, not {value!r}")
+        raise _wrong(name, value, allowed)
     return int(value)
 
 
@@ -66,7 +74,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         def take(name: str, allowed: str, value: float, ok: bool) -> None:
             if not ok:
-                raise OptionError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+                raise _wrong(name, getattr(self, name), allowed)
             object.__setattr__(self, name, value)
 
         allowed = "a finite number of at least 0 (0 is greedy)"

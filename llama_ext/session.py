@@ -16,7 +16,7 @@ from llama_ext.errors import ContextError, LlamaExtError, OptionError
 from llama_ext.program import Program
 from llama_ext.sampling import SamplingParams
 
-__all__ = ["Progress", "Session", "TokenIds", "progress_bar", "token_ids"]
+__all__ = ["Progress", "Session", "TokenIds", "check_progress", "progress_bar", "token_ids"]
 
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 """True: a bar on stderr where that is a terminal. A function: called with (done, total). Else: silence."""
@@ -24,9 +24,18 @@ Progress: TypeAlias = bool | Callable[[int, int], None] | None
 TokenIds: TypeAlias = Iterable[int] | npt.NDArray[np.integer]
 
 
+def check_progress(progress: object) -> None:
+    """Raises:
+    OptionError: it is no `Progress`.
+    """
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise OptionError(f"progress must be True, False, None or a function of (done, total), not {progress!r:.60}.")
+
+
 @contextmanager
 def progress_bar(progress: Progress, label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Gives a function to report (done, total) to, as `progress` wishes."""
+    check_progress(progress)
     if progress is None or progress is False:
         yield lambda done, total: None
     elif progress is True:
@@ -117,7 +126,7 @@ class Session:
     def max_rollback(self) -> int:
         """How many tokens `rollback` can take back now: all of them, unless layers with a window have
         overwritten theirs."""
-        return self._native.max_rollback(self.position)
+        return self._cache.max_rollback
 
     @property
     def ids(self) -> list[int]:
@@ -220,6 +229,8 @@ class Session:
         """
         if isinstance(n, bool) or not isinstance(n, int | np.integer):
             raise OptionError(f"rollback takes a number of tokens, not {n!r:.60}.")
+        if not 0 <= n <= self.position:
+            raise OptionError(f"cannot roll back {n!r:.60} tokens: the cache holds {self.position:,}; give 0 to that.")
         try:
             self._cache.rollback(int(n))
         except ValueError as error:

@@ -405,6 +405,8 @@ class Tokenizer(ABC):
         return b""
 
     def _kind(self, token_id: int) -> int:
+        if type(token_id) is not int and (isinstance(token_id, bool) or not isinstance(token_id, int | np.integer)):
+            raise OptionError(f"A token id must be an integer, not {token_id!r:.60}: pass ids as `encode` gives them.")
         if not 0 <= token_id < self.vocab_size:
             raise OptionError(f"There is no token {token_id}: the vocabulary has the ids 0 to {self.vocab_size - 1}.")
         return self._vocabulary.kinds[token_id]
@@ -420,7 +422,8 @@ class Tokenizer(ABC):
         Raises:
             OptionError: an id is not in the vocabulary.
         """
-        return b"".join(self.token_bytes(index, special=not skip_special) for index in ids).decode("utf-8", "replace")
+        pieces = (self.token_bytes(index, special=not skip_special) for index in _checked_ids(ids))
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """A decoder for ids that come one at a time, as a continuation: a leading space stays."""
@@ -570,7 +573,7 @@ class _SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         out = bytearray()
         after_special = self._adds_space
-        for index in ids:
+        for index in _checked_ids(ids):
             kind = self._kind(index)
             piece = self.token_bytes(index, special=not skip_special)
             if kind in (_CONTROL, _UNKNOWN, _USER_DEFINED):

@@ -1,9 +1,12 @@
-"""Tiny random Llamas without files: configs, weights, programs, and a plain second implementation to hold them against."""
+"""Tiny random Llamas without files: configs, weights, programs, and a plain second implementation to hold them
+against.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +158,9 @@ def random_ids(config: LlamaConfig, count: int, seed: int = 0) -> list[int]:
 
 
 def llama4_config(chunk: int, **changes: object) -> LlamaConfig:
-    """Llama 4's attention in small: three chunked layers with RoPE and QK-norm, one global without, with temperature."""
+    """Llama 4's attention in small: three chunked layers with RoPE and QK-norm, one global without, with
+    temperature.
+    """
     fields: dict[str, object] = {
         "num_hidden_layers": 4,
         "layer_kinds": ("chunked", "chunked", "chunked", "global"),
@@ -212,7 +217,8 @@ def plain_logits(
     """Logits [n, vocab] after each id, written without the program: full attention matrices in float64, rotation by
     complex numbers at the absolute position, no cache.
 
-    temperature_shift and mask_shift plant the usual mistakes (a position that is off by so many), for tests of the tests.
+    temperature_shift and mask_shift plant the usual mistakes (a position that is off by so many), for tests of the
+    tests.
     """
     w = {name: values.astype(np.float64) for name, values in weights.items()}
     n, heads, kv_heads, head_dim = (
@@ -228,7 +234,7 @@ def plain_logits(
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
 
     def rotated(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.ascontiguousarray((np.ascontiguousarray(x).view(np.complex128) * turn)).view(np.float64)
+        return np.ascontiguousarray(np.ascontiguousarray(x).view(np.complex128) * turn).view(np.float64)
 
     x = w["embed"][np.array(ids)]
     for layer in range(config.num_hidden_layers):
@@ -273,9 +279,7 @@ def deviation(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating
 class CpuSession:
     """The CPU executor with the reference session's methods."""
 
-    def __init__(
-        self, program: programs.Program, *, threads: int = 1, simd: str = "", poison: bool = True
-    ) -> None:
+    def __init__(self, program: programs.Program, *, threads: int = 1, simd: str = "", poison: bool = True) -> None:
         self.executor = _core.Executor(program.native, threads=threads, simd=simd, poison=poison)
         self.cache = _core.Cache(self.executor, poison=poison)
 
@@ -296,9 +300,10 @@ class CpuSession:
         self.cache.reset()
 
 
-def stepped(session: object, ids: Sequence[int], rows: int) -> Floats:
+def stepped(session: Any, ids: Sequence[int], rows: int) -> Floats:
     """Logits after each id, taken `rows` ids at a time, from any session with `logits`."""
-    return np.concatenate([session.logits(ids[i : i + rows]) for i in range(0, len(ids), rows)])  # type: ignore[attr-defined]
+    steps = range(0, len(ids), rows)
+    return np.concatenate([session.logits(ids[at : at + rows]) for at in steps])
 
 
 def replaced(config: LlamaConfig, **changes: object) -> LlamaConfig:

@@ -36,8 +36,9 @@ py::array_t<float> run(Executor& executor, Cache& cache, const Ids& ids, int64_t
     const int32_t* data = ids.data();
     const int64_t rows = ids.shape(0);
     if (rows > executor.program().max_rows || logit_rows < 0 || logit_rows > rows)
-        throw std::invalid_argument("a step takes 1 to " + std::to_string(executor.program().max_rows) + " rows and logits of 0 to all of them; got " +
-                                    std::to_string(rows) + " rows, logit_rows " + std::to_string(logit_rows));
+        throw std::invalid_argument("a step takes 1 to " + std::to_string(executor.program().max_rows) +
+                                    " rows and logits of 0 to all of them; got " + std::to_string(rows) + " rows, logit_rows " +
+                                    std::to_string(logit_rows));
     py::array_t<float> logits({logit_rows, executor.program().vocab});
     float* to = logits.mutable_data();
     const py::gil_scoped_release release;
@@ -63,20 +64,22 @@ int32_t run_and_draw(Executor& executor, Cache& cache, const Ids& ids, const Sam
 
 void bind_executor(py::module_& m) {
     py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor")
-        .def(py::init(&make_executor), py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("simd") = "", py::arg("poison") = false,
-             py::arg("progress") = std::function<void(size_t, size_t)>())
+        .def(py::init(&make_executor), py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("simd") = "",
+             py::arg("poison") = false, py::arg("progress") = std::function<void(size_t, size_t)>())
         .def_property_readonly("simd", &Executor::simd)
         .def_property_readonly("threads", &Executor::threads)
         .def_property_readonly("weight_bytes", &Executor::weight_bytes)
         .def("run", &run, py::arg("cache"), py::arg("ids").noconvert(), py::arg("logit_rows") = 0)
-        .def("run_and_draw", &run_and_draw, py::arg("cache"), py::arg("ids").noconvert(), py::arg("params"), py::arg("history").noconvert())
+        .def("run_and_draw", &run_and_draw, py::arg("cache"), py::arg("ids").noconvert(), py::arg("params"),
+             py::arg("history").noconvert())
         .def("read_seconds", &Executor::read_seconds, py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
     py::class_<Cache>(m, "Cache")
-        .def(py::init([](const Executor& executor, bool poison) { return std::make_unique<Cache>(executor.program(), poison); }), py::arg("executor"),
-             py::arg("poison") = false, py::keep_alive<1, 2>())
+        .def(py::init([](const Executor& executor, bool poison) { return std::make_unique<Cache>(executor.program(), poison); }),
+             py::arg("executor"), py::arg("poison") = false, py::keep_alive<1, 2>())
         .def_property_readonly("position", &Cache::position)
-        .def("rollback", &Cache::rollback, py::arg("n"))
-        .def("reset", &Cache::reset)
+        .def_property_readonly("max_rollback", &Cache::max_rollback)
+        .def("rollback", &Cache::rollback, py::arg("n"), py::call_guard<py::gil_scoped_release>())
+        .def("reset", &Cache::reset, py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("bytes_used", &Cache::bytes_used)
         .def_property_readonly("bytes_reserved", &Cache::bytes_reserved);
     m.def("simd_levels", [] {

@@ -52,7 +52,7 @@ py::array_t<float> product(const Weight& weight, const Array& x, const std::stri
     }
     const bool quantize = info(weight.format).activation == ActivationFormat::q15;
     const Quantized q(kernels, x.data(), quantize ? rows : 0, weight.cols);
-    const cpu::Activation activation{weight.cols, x.data(), q.digits.data(), q.scale.data(), q.sum16.data()};
+    const cpu::Activation activation{x.data(), q.digits.data(), q.scale.data(), q.sum16.data()};
     const cpu::PackedWeight w{weight.format, weight.rows, weight.cols, groups, group_bytes, packed.data()};
     std::vector<float> tile(static_cast<size_t>(rows * cpu::kGroup));
     py::array_t<float> out({rows, weight.rows});

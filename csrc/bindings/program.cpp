@@ -24,7 +24,8 @@ struct PythonOwner {
     }
 };
 
-std::shared_ptr<Weight> make_weight(std::string name, const std::string& format, int64_t rows, int64_t cols, const py::array& data) {
+std::shared_ptr<Weight> make_weight(std::string name, const std::string& format, int64_t rows, int64_t cols,
+                                    const py::array& data) {
     auto w = std::make_shared<Weight>();
     w->name = std::move(name);
     w->format = format_from_name(format);
@@ -33,13 +34,16 @@ std::shared_ptr<Weight> make_weight(std::string name, const std::string& format,
     const FormatInfo& f = info(w->format);
     const bool overflows = static_cast<double>(rows) * static_cast<double>(cols) * f.bytes / f.block > 9e18;  // past int64_t
     if (rows <= 0 || cols <= 0 || cols % f.block != 0 || overflows) {
-        throw std::invalid_argument(w->name + ": [" + std::to_string(rows) + ", " + std::to_string(cols) + "] is no shape for " + format +
-                                    ", whose blocks hold " + std::to_string(info(w->format).block) + " columns");
+        throw std::invalid_argument(w->name + ": [" + std::to_string(rows) + ", " + std::to_string(cols) + "] is no shape for " +
+                                    format + ", whose blocks hold " + std::to_string(info(w->format).block) + " columns");
     }
+    if (!data.dtype().is(py::dtype::of<uint8_t>()))
+        throw py::type_error(w->name + ": the data must be the format's bytes, uint8, not " +
+                             py::str(data.dtype()).cast<std::string>());
     if (!(data.flags() & py::array::c_style)) throw std::invalid_argument(w->name + ": the data must be contiguous");
     if (static_cast<size_t>(data.nbytes()) != w->bytes()) {
-        throw std::invalid_argument(w->name + ": " + std::to_string(data.nbytes()) + " bytes, but [" + std::to_string(rows) + ", " +
-                                    std::to_string(cols) + "] in " + format + " takes " + std::to_string(w->bytes()));
+        throw std::invalid_argument(w->name + ": " + std::to_string(data.nbytes()) + " bytes, but [" + std::to_string(rows) +
+                                    ", " + std::to_string(cols) + "] in " + format + " takes " + std::to_string(w->bytes()));
     }
     w->data = static_cast<const std::byte*>(data.data());
     w->owner = std::make_shared<PythonOwner>(data);
@@ -55,9 +59,12 @@ Mask::Kind mask_kind(const std::string& name) {
 
 const char* mask_name(Mask::Kind kind) {
     switch (kind) {
-        case Mask::Kind::chunked: return "chunked";
-        case Mask::Kind::sliding: return "sliding";
-        case Mask::Kind::global: break;
+        case Mask::Kind::chunked:
+            return "chunked";
+        case Mask::Kind::sliding:
+            return "sliding";
+        case Mask::Kind::global:
+            break;
     }
     return "global";
 }
@@ -71,22 +78,27 @@ CacheFormat cache_format(const std::string& name) {
 
 const char* cache_format_name(CacheFormat format) {
     switch (format) {
-        case CacheFormat::f32: return "f32";
-        case CacheFormat::bf16: return "bf16";
-        case CacheFormat::f16: break;
+        case CacheFormat::f32:
+            return "f32";
+        case CacheFormat::bf16:
+            return "bf16";
+        case CacheFormat::f16:
+            break;
     }
     return "f16";
 }
 
 void bind_instructions(py::module_& m) {
     using W = WeightPtr;
-    py::class_<Embed>(m, "Embed").def(py::init([](W table) { return Embed{table}; }), py::kw_only(), py::arg("table")).def_readonly("table", &Embed::table);
+    py::class_<Embed>(m, "Embed")
+        .def(py::init([](W table) { return Embed{table}; }), py::kw_only(), py::arg("table"))
+        .def_readonly("table", &Embed::table);
     py::class_<Qkv>(m, "Qkv")
-        .def(py::init([](int layer, W norm, W q, W k, W v, float eps, int heads, int kv_heads, int head_dim, int rope, int64_t rope_chunk) {
-                 return Qkv{layer, norm, q, k, v, eps, heads, kv_heads, head_dim, rope, rope_chunk};
-             }),
-             py::kw_only(), py::arg("layer"), py::arg("norm"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("eps"), py::arg("heads"),
-             py::arg("kv_heads"), py::arg("head_dim"), py::arg("rope"), py::arg("rope_chunk") = 0)
+        .def(py::init(
+                 [](int layer, W norm, W q, W k, W v, float eps, int heads, int kv_heads, int head_dim, int rope,
+                    int64_t rope_chunk) { return Qkv{layer, norm, q, k, v, eps, heads, kv_heads, head_dim, rope, rope_chunk}; }),
+             py::kw_only(), py::arg("layer"), py::arg("norm"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("eps"),
+             py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("rope"), py::arg("rope_chunk") = 0)
         .def_readonly("layer", &Qkv::layer)
         .def_readonly("norm", &Qkv::norm)
         .def_readonly("q", &Qkv::q)
@@ -99,13 +111,14 @@ void bind_instructions(py::module_& m) {
         .def_readonly("rope", &Qkv::rope)
         .def_readonly("rope_chunk", &Qkv::rope_chunk);
     py::class_<Attention>(m, "Attention")
-        .def(py::init([](int layer, int cache, int heads, int kv_heads, int head_dim, float scale, Mask mask, bool qk_norm, float qk_norm_eps,
-                         float temperature_scale, int64_t temperature_floor) {
-                 return Attention{layer, cache, heads, kv_heads, head_dim, scale, mask, qk_norm, qk_norm_eps, temperature_scale, temperature_floor};
+        .def(py::init([](int layer, int cache, int heads, int kv_heads, int head_dim, float scale, Mask mask, bool qk_norm,
+                         float qk_norm_eps, float temperature_scale, int64_t temperature_floor) {
+                 return Attention{layer, cache,   heads,       kv_heads,          head_dim,         scale,
+                                  mask,  qk_norm, qk_norm_eps, temperature_scale, temperature_floor};
              }),
-             py::kw_only(), py::arg("layer"), py::arg("cache"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"),
-             py::arg("mask"), py::arg("qk_norm") = false, py::arg("qk_norm_eps") = 0.0f, py::arg("temperature_scale") = 0.0f,
-             py::arg("temperature_floor") = 0)
+             py::kw_only(), py::arg("layer"), py::arg("cache"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
+             py::arg("scale"), py::arg("mask"), py::arg("qk_norm") = false, py::arg("qk_norm_eps") = 0.0f,
+             py::arg("temperature_scale") = 0.0f, py::arg("temperature_floor") = 0)
         .def_readonly("layer", &Attention::layer)
         .def_readonly("cache", &Attention::cache)
         .def_readonly("heads", &Attention::heads)
@@ -118,24 +131,26 @@ void bind_instructions(py::module_& m) {
         .def_readonly("temperature_scale", &Attention::temperature_scale)
         .def_readonly("temperature_floor", &Attention::temperature_floor);
     py::class_<Output>(m, "Output")
-        .def(py::init([](int layer, W weight) { return Output{layer, weight}; }), py::kw_only(), py::arg("layer"), py::arg("weight"))
+        .def(py::init([](int layer, W weight) { return Output{layer, weight}; }), py::kw_only(), py::arg("layer"),
+             py::arg("weight"))
         .def_readonly("layer", &Output::layer)
         .def_readonly("weight", &Output::weight);
     py::class_<GateUp>(m, "GateUp")
-        .def(py::init([](int layer, W norm, W gate, W up, float eps) { return GateUp{layer, norm, gate, up, eps}; }), py::kw_only(),
-             py::arg("layer"), py::arg("norm"), py::arg("gate"), py::arg("up"), py::arg("eps"))
+        .def(py::init([](int layer, W norm, W gate, W up, float eps) { return GateUp{layer, norm, gate, up, eps}; }),
+             py::kw_only(), py::arg("layer"), py::arg("norm"), py::arg("gate"), py::arg("up"), py::arg("eps"))
         .def_readonly("layer", &GateUp::layer)
         .def_readonly("norm", &GateUp::norm)
         .def_readonly("gate", &GateUp::gate)
         .def_readonly("up", &GateUp::up)
         .def_readonly("eps", &GateUp::eps);
     py::class_<Down>(m, "Down")
-        .def(py::init([](int layer, W weight) { return Down{layer, weight}; }), py::kw_only(), py::arg("layer"), py::arg("weight"))
+        .def(py::init([](int layer, W weight) { return Down{layer, weight}; }), py::kw_only(), py::arg("layer"),
+             py::arg("weight"))
         .def_readonly("layer", &Down::layer)
         .def_readonly("weight", &Down::weight);
     py::class_<Head>(m, "Head")
-        .def(py::init([](W norm, W weight, float eps) { return Head{norm, weight, eps}; }), py::kw_only(), py::arg("norm"), py::arg("weight"),
-             py::arg("eps"))
+        .def(py::init([](W norm, W weight, float eps) { return Head{norm, weight, eps}; }), py::kw_only(), py::arg("norm"),
+             py::arg("weight"), py::arg("eps"))
         .def_readonly("norm", &Head::norm)
         .def_readonly("weight", &Head::weight)
         .def_readonly("eps", &Head::eps);
@@ -157,11 +172,18 @@ void bind_program(py::module_& m) {
             float* to = out.mutable_data();
             const py::gil_scoped_release release;
             const size_t stride = row_bytes(w.format, w.cols);
-            for (int64_t r = 0; r < w.rows; ++r) dequantize(w.format, w.data + static_cast<size_t>(r) * stride, w.cols, to + r * w.cols);
+            for (int64_t r = 0; r < w.rows; ++r)
+                dequantize(w.format, w.data + static_cast<size_t>(r) * stride, w.cols, to + r * w.cols);
             return out;
         });
     py::class_<Mask>(m, "Mask")
-        .def(py::init([](const std::string& kind, int64_t extent) { return Mask{mask_kind(kind), extent}; }), py::arg("kind"), py::arg("extent") = 0)
+        .def(py::init([](const std::string& kind, int64_t extent) {
+                 const Mask mask{mask_kind(kind), extent};
+                 if (mask.kind != Mask::Kind::global && extent <= 0)
+                     throw std::invalid_argument("a " + kind + " mask needs a positive extent, not " + std::to_string(extent));
+                 return mask;
+             }),
+             py::arg("kind"), py::arg("extent") = 0)
         .def_property_readonly("kind", [](const Mask& mask) { return mask_name(mask.kind); })
         .def_readonly("extent", &Mask::extent)
         .def("first_key", &Mask::first_key, py::arg("position"));
@@ -181,15 +203,17 @@ void bind_program(py::module_& m) {
         .def_readonly("cache_bytes", &Cost::cache_bytes)
         .def_readonly("operations", &Cost::operations);
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
-        .def(py::init([](int64_t vocab, int64_t hidden, int64_t max_context, int max_rows, const std::vector<std::vector<double>>& ropes,
-                         std::vector<CacheLayer> caches, std::vector<Instruction> code) {
-                 auto p = std::make_shared<Program>(Program{vocab, hidden, max_context, max_rows, {}, std::move(caches), std::move(code)});
+        .def(py::init([](int64_t vocab, int64_t hidden, int64_t max_context, int max_rows,
+                         const std::vector<std::vector<double>>& ropes, std::vector<CacheLayer> caches,
+                         std::vector<Instruction> code) {
+                 auto p = std::make_shared<Program>(
+                     Program{vocab, hidden, max_context, max_rows, {}, std::move(caches), std::move(code)});
                  for (const std::vector<double>& frequencies : ropes) p->ropes.push_back({frequencies});
                  p->validate();
                  return p;
              }),
-             py::kw_only(), py::arg("vocab"), py::arg("hidden"), py::arg("max_context"), py::arg("max_rows"), py::arg("ropes"), py::arg("caches"),
-             py::arg("code"))
+             py::kw_only(), py::arg("vocab"), py::arg("hidden"), py::arg("max_context"), py::arg("max_rows"), py::arg("ropes"),
+             py::arg("caches"), py::arg("code"))
         .def_readonly("vocab", &Program::vocab)
         .def_readonly("hidden", &Program::hidden)
         .def_readonly("max_context", &Program::max_context)
@@ -204,20 +228,29 @@ void bind_program(py::module_& m) {
         .def_readonly("code", &Program::code)
         .def(
             "max_rollback",
-            [](const Program& p, int64_t position, int64_t highest) { return p.max_rollback(position, std::max(position, highest)); },
+            [](const Program& p, int64_t position, int64_t highest) {
+                return p.max_rollback(position, std::max(position, highest));
+            },
             py::arg("position"), py::arg("highest") = 0)
         .def(
             "cost",
             [](const Program& p, int64_t index, int64_t rows, int64_t position, int64_t logit_rows) {
+                if (rows < 1 || rows > p.max_context || position < 0 || position > p.max_context - rows || logit_rows < 0 ||
+                    logit_rows > rows)
+                    throw std::invalid_argument("there is no step of " + std::to_string(rows) + " rows at position " +
+                                                std::to_string(position) + " with " + std::to_string(logit_rows) + " logits");
                 return cost(p, p.code.at(static_cast<size_t>(index)), rows, position, logit_rows);
             },
             py::arg("index"), py::arg("rows") = 1, py::arg("position") = 0, py::arg("logit_rows") = 1);
     m.def("name", [](const Instruction& i) { return name(i); }, py::arg("instruction"));
-    m.def("weights", [](const Instruction& i) {
-        std::vector<std::shared_ptr<Weight>> list;
-        for (const WeightPtr& w : weights(i)) list.push_back(std::const_pointer_cast<Weight>(w));
-        return list;
-    }, py::arg("instruction"));
+    m.def(
+        "weights",
+        [](const Instruction& i) {
+            std::vector<std::shared_ptr<Weight>> list;
+            for (const WeightPtr& w : weights(i)) list.push_back(std::const_pointer_cast<Weight>(w));
+            return list;
+        },
+        py::arg("instruction"));
     m.def("cache_capacity", &cache_capacity, py::arg("mask"), py::arg("max_context"), py::arg("max_rows"));
     py::dict formats;
     for (int f = 0; f < kFormats; ++f) {

@@ -40,13 +40,6 @@ py::array_t<T> vector_of(const py::object& object, const char* name, const char*
     return array;
 }
 
-// The level that the kernels run at, which LLAMA_EXT_SIMD may have set.
-Sampler::Level default_level() {
-    const std::string name = cpu::choose_kernels().name;
-    if (name == "avx512") return Sampler::Level::avx512;
-    return name == "avx2" ? Sampler::Level::avx2 : Sampler::Level::portable;
-}
-
 int32_t sample(const py::object& logits_object, const SamplingParams& params, const py::object& history_object, uint64_t position,
                uint64_t draw, std::optional<Sampler::Level> level) {
     const auto logits = vector_of<float>(logits_object, "logits", "float32");
@@ -57,10 +50,9 @@ int32_t sample(const py::object& logits_object, const SamplingParams& params, co
     }
     const uint32_t vocab = static_cast<uint32_t>(logits.size());
     const SamplingConstants constants = prepare(params);
-    static const Sampler::Level kDefault = default_level();
+    static const Sampler::Level kDefault = Sampler::level(cpu::choose_kernels().name);
     int32_t id = 0;
     {
-        py::gil_scoped_release release;
         static thread_local std::unique_ptr<Sampler> sampler;  // reused: its buffers are megabytes
         if (!sampler || sampler->capacity() < vocab) sampler = std::make_unique<Sampler>(vocab);
         sampler->use(level.value_or(kDefault));

@@ -10,9 +10,8 @@ namespace llama_ext::cpu {
 inline constexpr int kDigitShift = 7;
 inline constexpr float kLargestQ15 = 127 * 128 + 63;
 
-// `rows` rows of `cols` values. Only the forms that the weights need are filled; the others are null.
+// Rows of `cols` values, the product's columns. Only the forms that the weights ask for are filled.
 struct Activation {
-    int64_t cols;
     const float* f32;      // [rows][cols]
     const int8_t* digits;  // [rows][cols / 32][2][32]: a block's 32 high digits, then its 32 low ones
     const float* scale;    // [rows][cols / 32]: x = scale * q15

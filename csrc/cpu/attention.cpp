@@ -31,8 +31,10 @@ struct BoundAttention final : BoundInstruction {
         const CacheView& cache = step.cache->layer(i.cache);
         append(step, member, cache);
         step.team.barrier();
-        if (step.rows == 1) one_row(step, member, cache);
-        else many_rows(step, member, cache);
+        if (step.rows == 1)
+            one_row(step, member, cache);
+        else
+            many_rows(step, member, cache);
     }
 
     // QK-norm and the query's scale, then k and v into the cache: a key-value head of a row is one piece of work.
@@ -72,12 +74,15 @@ struct BoundAttention final : BoundInstruction {
             for (int j = 0; j < queries; ++j) {
                 const int64_t head = kv_head * group() + first + j;
                 query[j] = {step.q + head * i.head_dim, range};
-                partial[j].values = count == 1 ? step.a + head * i.head_dim : step.block_values + (head * count + block) * i.head_dim;
+                partial[j].values =
+                    count == 1 ? step.a + head * i.head_dim : step.block_values + (head * count + block) * i.head_dim;
             }
             step.kernels.attend(cache, kv_head, span.begin + block, query, queries, partial);
             for (int j = 0; j < queries; ++j) {
-                if (count == 1) normalise(&partial[j], i.head_dim);
-                else step.block_partials[(kv_head * group() + first + j) * count + block] = partial[j];
+                if (count == 1)
+                    normalise(&partial[j], i.head_dim);
+                else
+                    step.block_partials[(kv_head * group() + first + j) * count + block] = partial[j];
             }
         }
         if (count == 1) return;
@@ -85,7 +90,8 @@ struct BoundAttention final : BoundInstruction {
         const Share heads = share(i.heads, member, step.team.size());
         for (int64_t head = heads.begin; head < heads.end; ++head) {
             Partial total{step.a + head * i.head_dim, 0, 0};
-            for (int64_t block = 0; block < count; ++block) step.kernels.merge(&total, step.block_partials[head * count + block], i.head_dim);
+            for (int64_t block = 0; block < count; ++block)
+                step.kernels.merge(&total, step.block_partials[head * count + block], i.head_dim);
             normalise(&total, i.head_dim);
         }
     }

@@ -28,18 +28,22 @@ void Cache::poison_slots(const CacheView& view, int64_t first, int64_t last) con
         const size_t base = static_cast<size_t>(head * view.padded);
         for (int64_t slot = first; slot < last; ++slot) {
             std::memset(view.values + (base + static_cast<size_t>(slot)) * head_dim * element, 0xff, head_dim * element);
-            std::byte* key = view.keys + ((base + static_cast<size_t>(slot / kKeyTile * kKeyTile)) * head_dim + static_cast<size_t>(slot % kKeyTile)) * element;
+            std::byte* key = view.keys + ((base + static_cast<size_t>(slot / kKeyTile * kKeyTile)) * head_dim +
+                                          static_cast<size_t>(slot % kKeyTile)) *
+                                             element;
             for (size_t d = 0; d < head_dim; ++d) std::memset(key + d * kKeyTile * element, 0xff, element);
         }
     }
 }
 
 void Cache::rollback(int64_t n) {
+    const auto guard = lock();
     if (n < 0 || n > position_)
         throw std::invalid_argument("cannot roll back " + std::to_string(n) + " of " + std::to_string(position_) + " positions");
-    const int64_t furthest = program_.max_rollback(position_, highest_);
+    const int64_t furthest = max_rollback();
     if (n > furthest) {
-        throw std::invalid_argument("cannot roll back " + std::to_string(n) + " positions: the rings of this model's chunked or sliding layers keep " +
+        throw std::invalid_argument("cannot roll back " + std::to_string(n) +
+                                    " positions: the rings of this model's chunked or sliding layers keep " +
                                     std::to_string(furthest) + "; reset and prefill again");
     }
     if (poison_) {
@@ -51,6 +55,7 @@ void Cache::rollback(int64_t n) {
 }
 
 void Cache::reset() {
+    const auto guard = lock();
     position_ = 0;
     highest_ = 0;
     if (poison_) {
@@ -61,7 +66,7 @@ void Cache::reset() {
 size_t Cache::bytes_used() const {
     size_t bytes = 0;
     for (const CacheLayer& layer : program_.caches)
-        bytes += static_cast<size_t>(std::min(position_, layer.capacity)) * layer.bytes_per_slot();
+        bytes += static_cast<size_t>(std::min(position(), layer.capacity)) * layer.bytes_per_slot();
     return bytes;
 }
 

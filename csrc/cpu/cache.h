@@ -2,7 +2,9 @@
 // as slots are written, at addresses that never change.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "cpu/attention.h"
@@ -18,14 +20,18 @@ public:
 
     const Program& program() const { return program_; }
     int64_t position() const { return position_; }
+
+    // An executor holds this during a step; rollback and reset, perhaps from another thread, wait for it.
+    std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
     void advance(int64_t rows) {
         position_ += rows;
-        if (position_ > highest_) highest_ = position_;
+        if (position_ > highest_) highest_ = position();
     }
 
     // Forgets the last n positions. Throws std::invalid_argument when n is negative, more than there are, or more than the
     // rings of chunked and sliding layers can take back.
     void rollback(int64_t n);
+    int64_t max_rollback() const { return program_.max_rollback(position_, highest_); }
     void reset();
 
     const CacheView& layer(int index) const { return views_[static_cast<size_t>(index)]; }
@@ -38,8 +44,9 @@ private:
 
     const Program& program_;
     const bool poison_;
-    int64_t position_ = 0;
-    int64_t highest_ = 0;  // the furthest position since the rings were empty: what it overwrote is gone
+    std::mutex mutex_;
+    std::atomic<int64_t> position_ = 0;
+    std::atomic<int64_t> highest_ = 0;  // the furthest position since the rings were empty: what it overwrote is gone
     std::vector<Pages> pages_;
     std::vector<CacheView> views_;
 };

@@ -10,7 +10,8 @@ struct BoundEmbed final : BoundInstruction {
         const Share mine = share(step.rows, member, step.team.size());
         const size_t stride = row_bytes(table->format, table->cols);
         for (int64_t r = mine.begin; r < mine.end; ++r)
-            dequantize(table->format, table->data + static_cast<size_t>(step.ids[r]) * stride, table->cols, step.x + r * table->cols);
+            dequantize(table->format, table->data + static_cast<size_t>(step.ids[r]) * stride, table->cols,
+                       step.x + r * table->cols);
     }
 };
 

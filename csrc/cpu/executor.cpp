@@ -16,14 +16,11 @@ constexpr size_t kLine = 64;
 
 size_t aligned(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-size_t packed_bytes(const Weight& w) {
-    const int64_t groups = (w.rows + kGroup - 1) / kGroup;
-    return aligned(static_cast<size_t>(groups) * packed_group_bytes(w.format, w.cols));
-}
-
-// The size of the widest input of a product, of attention, ...: what the buffers are made for.
+// The widest row of each kind in the whole program: what the buffers are made for.
 struct Widths {
-    int64_t q = 0, kv = 0, h = 0, product = 0, head_dim = 0, block_queries = 0;
+    int64_t q = 0, kv = 0, h = 0, head_dim = 0;
+    int64_t product;            // input of a product
+    int64_t block_queries = 0;  // heads times blocks of slots
 
     explicit Widths(const Program& program) : product(program.hidden) {
         for (const Instruction& instruction : program.code) {
@@ -59,42 +56,49 @@ struct Carver {
     }
 };
 
+// Binds twice: without pages it only adds up what it would take, with them it packs.
 struct PackingBinder final : Binder {
     const Program& program;
     Team& team;
-    Pages& pages;
     std::vector<Rotation>& rotations;
-    const std::function<void(size_t, size_t)>& progress;
+    const Pages* pages = nullptr;
+    const std::function<void(size_t, size_t)>* progress = nullptr;
     size_t used = 0;
 
-    PackingBinder(const Program& p, Team& t, Pages& w, std::vector<Rotation>& r, const std::function<void(size_t, size_t)>& f)
-        : program(p), team(t), pages(w), rotations(r), progress(f) {}
+    PackingBinder(const Program& p, Team& t, std::vector<Rotation>& r) : program(p), team(t), rotations(r) {}
 
     std::byte* take(size_t bytes) {
-        std::byte* place = pages.data() + used;
+        const size_t at = used;
         used += aligned(bytes);
-        if (progress) progress(used, pages.bytes());
-        return place;
+        return pages ? pages->data() + at : nullptr;
+    }
+
+    void report() const {
+        if (progress && *progress) (*progress)(used, pages->bytes());
     }
 
     PackedWeight pack(const Weight& w) override {
-        PackedWeight packed{w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols), nullptr};
-        std::byte* place = take(packed_bytes(w));
+        PackedWeight packed{w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols),
+                            nullptr};
+        std::byte* place = take(static_cast<size_t>(packed.groups) * packed.group_bytes);
         packed.data = place;
+        if (!pages) return packed;
         const size_t stride = row_bytes(w.format, w.cols);
         team.run([&](int member) {
             const Share mine = share(packed.groups, member, team.size());
             for (int64_t g = mine.begin; g < mine.end; ++g) {
                 const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
-                pack_group(w.format, w.cols, w.data + static_cast<size_t>(g * kGroup) * stride, rows, place + static_cast<size_t>(g) * packed.group_bytes);
+                pack_group(w.format, w.cols, w.data + static_cast<size_t>(g * kGroup) * stride, rows,
+                           place + static_cast<size_t>(g) * packed.group_bytes);
             }
         });
+        report();
         return packed;
     }
 
     const float* vector(const Weight& w) override {
         float* place = reinterpret_cast<float*>(take(static_cast<size_t>(w.cols) * sizeof(float)));
-        dequantize(w.format, w.data, w.cols, place);
+        if (pages) dequantize(w.format, w.data, w.cols, place);
         return place;
     }
 
@@ -107,7 +111,9 @@ struct PackingBinder final : Binder {
         return rotations.back().offset;
     }
 
-    int64_t pairs(int rope) const { return static_cast<int64_t>(program.ropes[static_cast<size_t>(rope)].inverse_frequency.size()); }
+    int64_t pairs(int rope) const {
+        return static_cast<int64_t>(program.ropes[static_cast<size_t>(rope)].inverse_frequency.size());
+    }
 };
 
 // Cosines and sines of the step's positions, from float64 angles.
@@ -136,17 +142,20 @@ Executor::Executor(Program program, const Options& options, const std::function<
       team_(options.threads),
       poison_(options.poison),
       sampler_(static_cast<uint32_t>(program_.vocab)),
+      ids_(static_cast<size_t>(program_.max_rows)),
       step_{kernels_, program_, team_} {
-    size_t bytes = 0;
-    for (const Instruction& instruction : program_.code) {
-        if (std::holds_alternative<Embed>(instruction)) continue;  // a row a token: read where it lies
-        for (const WeightPtr& w : weights(instruction)) bytes += w->rows == 1 ? aligned(static_cast<size_t>(w->cols) * sizeof(float)) : packed_bytes(*w);
-    }
-    weights_ = Pages(bytes, Pages::Size::huge);
-    PackingBinder binder(program_, team_, weights_, rotations_, progress);
-    for (const Instruction& instruction : program_.code) {
-        std::visit([&](const auto& i) { code_.push_back(bind(i, binder)); }, instruction);
-    }
+    PackingBinder binder(program_, team_, rotations_);
+    const auto bind_all = [&] {
+        code_.clear();
+        binder.used = 0;
+        for (const Instruction& instruction : program_.code)
+            std::visit([&](const auto& i) { code_.push_back(bind(i, binder)); }, instruction);
+    };
+    bind_all();
+    weights_ = Pages(binder.used, Pages::Size::huge);
+    binder.pages = &weights_;
+    binder.progress = &progress;
+    bind_all();
 
     const Widths widths(program_);
     const int64_t rows = program_.max_rows;
@@ -178,15 +187,19 @@ Executor::Executor(Program program, const Options& options, const std::function<
     buffers_ = Pages(sizes.used, Pages::Size::normal);
     Carver carver{buffers_.data()};
     carve(carver);
+    sampler_.use(Sampler::level(kernels_.name));
     step_.sampler = &sampler_;
+    step_.ids = ids_.data();
 }
 
 void Executor::run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits) {
+    team_.require_own_process();
     const std::lock_guard lock(mutex_);
     run_locked(cache, ids, rows, logit_rows, logits, nullptr);
 }
 
 int32_t Executor::run_and_draw(Cache& cache, const int32_t* ids, int rows, const Draw& draw) {
+    team_.require_own_process();
     const std::lock_guard lock(mutex_);
     run_locked(cache, ids, rows, 1, own_logits_, &draw);
     return step_.id;
@@ -194,20 +207,23 @@ int32_t Executor::run_and_draw(Cache& cache, const int32_t* ids, int rows, const
 
 void Executor::run_locked(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits, const Draw* draw) {
     if (&cache.program() != &program_) throw std::invalid_argument("this cache was made for another executor");
+    const auto guard = cache.lock();
     if (rows < 1 || rows > program_.max_rows)
-        throw std::invalid_argument("a step takes 1 to " + std::to_string(program_.max_rows) + " rows, not " + std::to_string(rows));
+        throw std::invalid_argument("a step takes 1 to " + std::to_string(program_.max_rows) + " rows, not " +
+                                    std::to_string(rows));
     if (logit_rows < 0 || logit_rows > rows) throw std::invalid_argument("logit_rows must be between 0 and the step's rows");
     if (cache.position() + rows > program_.max_context) {
-        throw std::invalid_argument("position " + std::to_string(cache.position()) + " plus " + std::to_string(rows) + " tokens is past max_context " +
-                                    std::to_string(program_.max_context));
+        throw std::invalid_argument("position " + std::to_string(cache.position()) + " plus " + std::to_string(rows) +
+                                    " tokens is past max_context " + std::to_string(program_.max_context));
     }
     for (int r = 0; r < rows; ++r) {
-        if (ids[r] < 0 || ids[r] >= program_.vocab) {
-            throw std::invalid_argument("token id " + std::to_string(ids[r]) + " is outside the vocabulary of " + std::to_string(program_.vocab));
+        const int32_t id = ids_[static_cast<size_t>(r)] = static_cast<const volatile int32_t*>(ids)[r];
+        if (id < 0 || id >= program_.vocab) {
+            throw std::invalid_argument("token id " + std::to_string(id) + " is outside the vocabulary of " +
+                                        std::to_string(program_.vocab));
         }
     }
     step_.cache = &cache;
-    step_.ids = ids;
     step_.rows = rows;
     step_.position = cache.position();
     step_.logit_rows = logit_rows;
@@ -225,6 +241,10 @@ void Executor::run_locked(Cache& cache, const int32_t* ids, int rows, int64_t lo
 }
 
 double Executor::read_seconds(size_t bytes) {
+    constexpr size_t kMost = size_t{16} << 30;
+    if (bytes < kLine || bytes > kMost)
+        throw std::invalid_argument("bytes to read must be 64 to " + std::to_string(kMost) + ", is " + std::to_string(bytes));
+    team_.require_own_process();
     const std::lock_guard lock(mutex_);
     const Pages* source = &weights_;
     if (weights_.bytes() < bytes) {

@@ -49,17 +49,17 @@ struct Step {
     const int32_t* ids = nullptr;
     int rows = 0;
     int64_t position = 0;
-    int64_t logit_rows = 0;  // the last ones
-    float* logits = nullptr;  // [logit_rows][vocab]
+    int64_t logit_rows = 0;      // the last ones
+    float* logits = nullptr;     // [logit_rows][vocab]
     const Draw* draw = nullptr;  // null: nothing is drawn
     Sampler* sampler = nullptr;
     int32_t id = 0;  // what was drawn, or one of sampling.h's error codes
 
     float *x = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *a = nullptr, *h = nullptr;
-    float* block_values = nullptr;         // [heads][blocks][head_dim]: softmax partials of a one-row step
-    Partial* block_partials = nullptr;     // [heads][blocks]
+    float* block_values = nullptr;             // [heads][blocks][head_dim]: softmax partials of a one-row step
+    Partial* block_partials = nullptr;         // [heads][blocks]
     float *cosine = nullptr, *sine = nullptr;  // [rotations][max_rows][head_dim / 2]
-    ActivationBuffers shared{};            // max_rows rows
+    ActivationBuffers shared{};                // max_rows rows
     std::vector<MemberBuffers> members{};
 };
 
@@ -115,6 +115,7 @@ private:
     const bool poison_;
     Pages weights_, buffers_, probe_;
     Sampler sampler_;
+    std::vector<int32_t> ids_;     // the step's, copied so that what was checked is what is used
     float* own_logits_ = nullptr;  // [vocab]
     Step step_;
     std::vector<Rotation> rotations_;

@@ -14,7 +14,7 @@ struct BoundGateUp final : BoundInstruction {
     void run(Step& step, int member) const override {
         const Activation x = prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&gate, &up}));
         float* gate_tile = step.members[static_cast<size_t>(member)].tile;
-        float* up_tile = gate_tile + step.program.max_rows * kGroup;
+        float* up_tile = gate_tile + int64_t{step.program.max_rows} * kGroup;
         const Share mine = share(gate.groups, member, step.team.size());
         for (int64_t g = mine.begin; g < mine.end; ++g) {
             step.kernels.products[static_cast<size_t>(gate.format)](gate, g, x, 0, step.rows, gate_tile);

@@ -15,7 +15,8 @@ struct BoundHead final : BoundInstruction {
     void run(Step& step, int member) const override {
         const int64_t rows = step.logit_rows, hidden = step.program.hidden;
         if (rows == 0) return;
-        const Activation x = prepare(step, member, step.x + (step.rows - rows) * hidden, rows, hidden, norm, eps, forms_of({&weight}));
+        const Activation x =
+            prepare(step, member, step.x + (step.rows - rows) * hidden, rows, hidden, norm, eps, forms_of({&weight}));
         float* tile = step.members[static_cast<size_t>(member)].tile;
         const Share mine = share(weight.groups, member, step.team.size());
         for (int64_t g = mine.begin; g < mine.end; ++g) {

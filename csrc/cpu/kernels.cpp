@@ -7,10 +7,16 @@
 namespace llama_ext::cpu {
 
 #ifdef LLAMA_EXT_X86
-namespace avx512 { extern const Kernels kKernels; }
-namespace avx2 { extern const Kernels kKernels; }
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
 #endif
-namespace portable { extern const Kernels kKernels; }
+namespace portable {
+extern const Kernels kKernels;
+}
 
 const Kernels* const* available_kernels() {
     static const Kernels* available[4] = {};
@@ -20,7 +26,8 @@ const Kernels* const* available_kernels() {
         __builtin_cpu_init();
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("avx512vnni");
         if (avx512) *next++ = &avx512::kKernels;
         if (avx2) *next++ = &avx2::kKernels;
 #endif
@@ -43,7 +50,8 @@ const Kernels& choose_kernels(const char* name) {
         if (std::string((*level)->name) == name) return **level;
         names += (names.empty() ? "" : ", ") + std::string((*level)->name);
     }
-    throw std::invalid_argument(std::string(origin) + "='" + name + "' is no SIMD level that this build and machine have; use one of " + names);
+    throw std::invalid_argument(std::string(origin) + "='" + name +
+                                "' is no SIMD level that this build and machine have; use one of " + names);
 }
 
 }  // namespace llama_ext::cpu

@@ -1,16 +1,17 @@
 #include "cpu/memory.h"
 
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <new>
 #include <utility>
-
-#include <sys/mman.h>
 
 namespace llama_ext::cpu {
 
 Pages::Pages(size_t bytes, Size size) : bytes_(bytes) {
     if (bytes == 0) return;
     constexpr size_t kHuge = size_t{2} << 20;
+    if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
     const size_t alignment = size == Size::huge ? kHuge : 4096;
     mapped_ = (bytes + alignment - 1) / alignment * alignment + (size == Size::huge ? kHuge : 0);
     base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -38,12 +39,6 @@ Pages& Pages::operator=(Pages&& other) noexcept {
     std::swap(mapped_, other.mapped_);
     std::swap(base_, other.base_);
     return *this;
-}
-
-void Pages::release() const {
-#ifdef MADV_DONTNEED
-    if (base_) madvise(base_, mapped_, MADV_DONTNEED);
-#endif
 }
 
 }  // namespace llama_ext::cpu

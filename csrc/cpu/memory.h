@@ -18,9 +18,6 @@ public:
     std::byte* data() const { return data_; }
     size_t bytes() const { return bytes_; }
 
-    // Gives the memory back; the addresses stay, and read as zeros.
-    void release() const;
-
 private:
     std::byte* data_ = nullptr;
     size_t bytes_ = 0;  // as asked for

@@ -9,7 +9,7 @@ namespace {
 
 struct BoundResidualProduct final : BoundInstruction {
     PackedWeight weight;
-    float* Step::*source;
+    float* Step::* source;
 
     void run(Step& step, int member) const override {
         const Activation input = prepare(step, member, step.*source, step.rows, weight.cols, nullptr, 0, forms_of({&weight}));
@@ -26,7 +26,7 @@ struct BoundResidualProduct final : BoundInstruction {
     }
 };
 
-std::unique_ptr<BoundInstruction> residual_product(const Weight& weight, float* Step::*source, Binder& binder) {
+std::unique_ptr<BoundInstruction> residual_product(const Weight& weight, float* Step::* source, Binder& binder) {
     auto bound = std::make_unique<BoundResidualProduct>();
     bound->weight = binder.pack(weight);
     bound->source = source;
@@ -35,8 +35,12 @@ std::unique_ptr<BoundInstruction> residual_product(const Weight& weight, float* 
 
 }  // namespace
 
-std::unique_ptr<BoundInstruction> bind(const Output& instruction, Binder& binder) { return residual_product(*instruction.weight, &Step::a, binder); }
+std::unique_ptr<BoundInstruction> bind(const Output& instruction, Binder& binder) {
+    return residual_product(*instruction.weight, &Step::a, binder);
+}
 
-std::unique_ptr<BoundInstruction> bind(const Down& instruction, Binder& binder) { return residual_product(*instruction.weight, &Step::h, binder); }
+std::unique_ptr<BoundInstruction> bind(const Down& instruction, Binder& binder) {
+    return residual_product(*instruction.weight, &Step::h, binder);
+}
 
 }  // namespace llama_ext::cpu

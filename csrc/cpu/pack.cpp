@@ -7,25 +7,34 @@ namespace {
 
 // How a file's block falls apart: 2-byte scales first or last, then 4-byte words in the order of packing.
 struct BlockLayout {
-    int halves;         // f16 scales, each packed as [16] u16
-    int half_offset;    // where they stand in the file's block
-    int fifth_offset;   // 32 fifth bits to be regrouped (Q5_0, Q5_1), or -1
-    int words;          // 4-byte words packed as [16] u32 each
+    int halves;           // f16 scales, each packed as [16] u16
+    int half_offset;      // where they stand in the file's block
+    int fifth_offset;     // 32 fifth bits to be regrouped (Q5_0, Q5_1), or -1
+    int words;            // 4-byte words packed as [16] u32 each
     int word_offsets[3];  // up to three runs of words: where each starts in the file's block
     int word_counts[3];
 };
 
 BlockLayout layout(Format format) {
     switch (format) {
-        case Format::q8_0: return {1, 0, -1, 8, {2}, {8}};
-        case Format::q4_0: return {1, 0, -1, 4, {2}, {4}};
-        case Format::q4_1: return {2, 0, -1, 4, {4}, {4}};
-        case Format::q5_0: return {1, 0, 2, 4, {6}, {4}};
-        case Format::q5_1: return {2, 0, 4, 4, {8}, {4}};
-        case Format::q4_k: return {2, 0, -1, 35, {4}, {35}};
-        case Format::q5_k: return {2, 0, -1, 43, {4}, {43}};
-        case Format::q6_k: return {1, 208, -1, 52, {192, 0, 128}, {4, 32, 16}};
-        default: return {};
+        case Format::q8_0:
+            return {1, 0, -1, 8, {2}, {8}};
+        case Format::q4_0:
+            return {1, 0, -1, 4, {2}, {4}};
+        case Format::q4_1:
+            return {2, 0, -1, 4, {4}, {4}};
+        case Format::q5_0:
+            return {1, 0, 2, 4, {6}, {4}};
+        case Format::q5_1:
+            return {2, 0, 4, 4, {8}, {4}};
+        case Format::q4_k:
+            return {2, 0, -1, 35, {4}, {35}};
+        case Format::q5_k:
+            return {2, 0, -1, 43, {4}, {43}};
+        case Format::q6_k:
+            return {1, 208, -1, 52, {192, 0, 128}, {4, 32, 16}};
+        default:
+            return {};
     }
 }
 
@@ -66,23 +75,25 @@ void pack_blocks(Format format, int64_t cols, const std::byte* source, int rows,
 void pack_elements(int64_t cols, size_t size, const std::byte* source, int rows, std::byte* out) {
     for (int r = 0; r < rows; ++r) {
         const std::byte* from = source + static_cast<size_t>(r) * static_cast<size_t>(cols) * size;
-        for (int64_t c = 0; c < cols; ++c) std::memcpy(out + static_cast<size_t>(c * kGroup + r) * size, from + static_cast<size_t>(c) * size, size);
+        for (int64_t c = 0; c < cols; ++c)
+            std::memcpy(out + static_cast<size_t>(c * kGroup + r) * size, from + static_cast<size_t>(c) * size, size);
     }
 }
 
 }  // namespace
 
-size_t packed_group_bytes(Format format, int64_t cols) {
-    return kGroup * row_bytes(format, cols);
-}
+size_t packed_group_bytes(Format format, int64_t cols) { return kGroup * row_bytes(format, cols); }
 
 void pack_group(Format format, int64_t cols, const std::byte* source, int rows, std::byte* out) {
     if (rows < kGroup) std::memset(out, 0, packed_group_bytes(format, cols));
     switch (format) {
-        case Format::f32: return pack_elements(cols, 4, source, rows, out);
+        case Format::f32:
+            return pack_elements(cols, 4, source, rows, out);
         case Format::f16:
-        case Format::bf16: return pack_elements(cols, 2, source, rows, out);
-        default: return pack_blocks(format, cols, source, rows, out);
+        case Format::bf16:
+            return pack_elements(cols, 2, source, rows, out);
+        default:
+            return pack_blocks(format, cols, source, rows, out);
     }
 }
 

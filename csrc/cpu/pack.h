@@ -23,7 +23,7 @@ inline constexpr int kGroup = 16;
 struct PackedWeight {
     Format format;
     int64_t rows, cols;
-    int64_t groups;      // ceil(rows / 16); rows past the last are zero
+    int64_t groups;  // ceil(rows / 16); rows past the last are zero
     size_t group_bytes;
     const std::byte* data;  // [groups][group_bytes]
 };

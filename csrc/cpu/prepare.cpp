@@ -6,14 +6,19 @@ Forms forms_of(std::initializer_list<const PackedWeight*> weights) {
     Forms forms;
     for (const PackedWeight* w : weights) {
         switch (info(w->format).activation) {
-            case ActivationFormat::f32: forms.f32 = true; break;
-            case ActivationFormat::q15: forms.q15 = true; break;
+            case ActivationFormat::f32:
+                forms.f32 = true;
+                break;
+            case ActivationFormat::q15:
+                forms.q15 = true;
+                break;
         }
     }
     return forms;
 }
 
-Activation prepare(Step& step, int member, const float* source, int64_t rows, int64_t cols, const float* norm, float eps, Forms forms) {
+Activation prepare(Step& step, int member, const float* source, int64_t rows, int64_t cols, const float* norm, float eps,
+                   Forms forms) {
     const Kernels& kernels = step.kernels;
     const bool own = rows == 1;
     const ActivationBuffers& to = own ? step.members[static_cast<size_t>(member)].activation : step.shared;
@@ -25,10 +30,11 @@ Activation prepare(Step& step, int member, const float* source, int64_t rows, in
             kernels.rms_norm(row, norm, eps, cols, normalised);
             row = normalised;
         }
-        if (forms.q15) kernels.quantize_q15(row, cols, to.digits + r * 2 * cols, to.scale + r * (cols / 32), to.sum16 + r * (cols / 16));
+        if (forms.q15)
+            kernels.quantize_q15(row, cols, to.digits + r * 2 * cols, to.scale + r * (cols / 32), to.sum16 + r * (cols / 16));
     }
     if (!own) step.team.barrier();
-    return {cols, norm ? to.f32 : source, to.digits, to.scale, to.sum16};
+    return {norm ? to.f32 : source, to.digits, to.scale, to.sum16};
 }
 
 }  // namespace llama_ext::cpu

@@ -16,6 +16,7 @@ Forms forms_of(std::initializer_list<const PackedWeight*> weights);
 // source [rows][cols]; norm [cols] or null for no normalisation.
 // One row: every member makes its own copy, which is quicker than meeting at a barrier. More rows: they are shared out, and
 // the members meet.
-Activation prepare(Step& step, int member, const float* source, int64_t rows, int64_t cols, const float* norm, float eps, Forms forms);
+Activation prepare(Step& step, int member, const float* source, int64_t rows, int64_t cols, const float* norm, float eps,
+                   Forms forms);
 
 }  // namespace llama_ext::cpu

@@ -19,13 +19,17 @@ struct BoundQkv final : BoundInstruction {
         const Activation x = prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&q, &k, &v}));
         const Share mine = share(q.groups + k.groups + v.groups, member, step.team.size());
         for (int64_t g = mine.begin; g < mine.end; ++g) {
-            if (g < q.groups) group(step, member, x, q, g, step.q, rotation);
-            else if (g < q.groups + k.groups) group(step, member, x, k, g - q.groups, step.k, rotation);
-            else group(step, member, x, v, g - q.groups - k.groups, step.v, -1);
+            if (g < q.groups)
+                group(step, member, x, q, g, step.q, rotation);
+            else if (g < q.groups + k.groups)
+                group(step, member, x, k, g - q.groups, step.k, rotation);
+            else
+                group(step, member, x, v, g - q.groups - k.groups, step.v, -1);
         }
     }
 
-    void group(Step& step, int member, const Activation& x, const PackedWeight& w, int64_t g, float* out, int64_t rotation_offset) const {
+    void group(Step& step, int member, const Activation& x, const PackedWeight& w, int64_t g, float* out,
+               int64_t rotation_offset) const {
         float* tile = step.members[static_cast<size_t>(member)].tile;
         step.kernels.products[static_cast<size_t>(w.format)](w, g, x, 0, step.rows, tile);
         const int64_t first = g * kGroup, last = std::min(first + kGroup, w.rows);

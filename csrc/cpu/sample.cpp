@@ -10,8 +10,8 @@ struct BoundSample final : BoundInstruction {
         const Draw& draw = *step.draw;
         const uint32_t vocab = static_cast<uint32_t>(step.program.vocab);
         const uint64_t position = static_cast<uint64_t>(step.position + step.rows);
-        step.id = step.sampler->sample(step.logits + (step.logit_rows - 1) * step.program.vocab, vocab, draw.history, draw.history_size, draw.params,
-                                       position);
+        step.id = step.sampler->sample(step.logits + (step.logit_rows - 1) * step.program.vocab, vocab, draw.history,
+                                       draw.history_size, draw.params, position);
     }
 };
 

@@ -178,7 +178,11 @@ SAMPLE_INLINE uint32_t gather(const Logits& logits, float least_z, int32_t least
 SAMPLE_KERNELS(baseline, )
 #if defined(SAMPLE_X86)
 SAMPLE_KERNELS(avx2, __attribute__((target("avx2"))))
+#if defined(__clang__)  // ignores a whole attribute that names a vector width
+SAMPLE_KERNELS(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))))
+#else
 SAMPLE_KERNELS(avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+#endif
 #endif
 #undef SAMPLE_KERNELS
 
@@ -209,6 +213,11 @@ Sampler::Sampler(uint32_t capacity) : capacity_(capacity) {
     block_sum_ = std::make_unique<uint64_t[]>(blocks_of(capacity));
     histogram_ = std::make_unique<uint64_t[]>(kBuckets);
     use(Level::avx512);
+}
+
+Sampler::Level Sampler::level(std::string_view simd) {
+    if (simd == "avx512") return Level::avx512;
+    return simd == "avx2" ? Level::avx2 : Level::portable;
 }
 
 void Sampler::use(Level level) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "program/sampling.h"
 
@@ -20,6 +21,7 @@ public:
     // Takes the best kernels up to `level` that this CPU runs; a new sampler takes the best of all. All give
     // the same ids.
     enum class Level { portable, avx2, avx512 };
+    static Level level(std::string_view simd);  // of a kernel level's name
     void use(Level level);
 
     // logits [vocab] float32, 1 <= vocab <= capacity, left as they are; history [history_size], in any order,

@@ -2,14 +2,14 @@
 // a barrier that spins; a member that has waited kSpin gives its core back and sleeps until it is woken.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <thread>
 #include <vector>
-
-#include <sys/types.h>
 
 namespace llama_ext::cpu {
 
@@ -55,8 +55,6 @@ private:
 struct Share {
     int64_t begin, end;
 };
-inline Share share(int64_t count, int member, int size) {
-    return {count * member / size, count * (member + 1) / size};
-}
+inline Share share(int64_t count, int member, int size) { return {count * member / size, count * (member + 1) / size}; }
 
 }  // namespace llama_ext::cpu

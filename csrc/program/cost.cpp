@@ -14,6 +14,7 @@ int64_t product_operations(const Weight& w, int64_t rows) { return 2 * w.rows * 
 
 // Keys that the rows position .. position + rows - 1 look at, summed over the rows.
 int64_t keys_seen(const Mask& mask, int64_t rows, int64_t position) {
+    if (mask.kind == Mask::Kind::global) return rows * position + rows * (rows + 1) / 2;
     int64_t keys = 0;
     for (int64_t p = position; p < position + rows; ++p) keys += p - mask.first_key(p) + 1;
     return keys;
@@ -24,29 +25,30 @@ int64_t keys_seen(const Mask& mask, int64_t rows, int64_t position) {
 Cost cost(const Program& program, const Instruction& instruction, int64_t rows, int64_t position, int64_t logit_rows) {
     Cost c;
     for (const WeightPtr& w : weights(instruction)) c.weight_bytes += static_cast<int64_t>(w->bytes());
-    std::visit(Overload{
-                   [&](const Embed& i) { c.weight_bytes = rows * static_cast<int64_t>(row_bytes(i.table->format, i.table->cols)); },
-                   [&](const Qkv& i) {
-                       c.operations = product_operations(*i.q, rows) + product_operations(*i.k, rows) + product_operations(*i.v, rows);
-                   },
-                   [&](const Attention& i) {
-                       const CacheLayer& cache = program.caches[static_cast<size_t>(i.cache)];
-                       const int64_t keys = keys_seen(i.mask, rows, position);
-                       // Rows of one step share what they read: the span from the first row's first key to the last row.
-                       const int64_t span = position + rows - i.mask.first_key(position);
-                       c.cache_bytes = (span + rows) * static_cast<int64_t>(cache.bytes_per_slot());
-                       c.operations = 4 * keys * i.heads * i.head_dim;
-                   },
-                   [&](const Output& i) { c.operations = product_operations(*i.weight, rows); },
-                   [&](const GateUp& i) { c.operations = product_operations(*i.gate, rows) + product_operations(*i.up, rows); },
-                   [&](const Down& i) { c.operations = product_operations(*i.weight, rows); },
-                   [&](const Head& i) {
-                       c.operations = product_operations(*i.weight, logit_rows);
-                       if (logit_rows == 0) c.weight_bytes = 0;
-                   },
-                   [&](const Sample&) {},
-               },
-               instruction);
+    std::visit(
+        Overload{
+            [&](const Embed& i) { c.weight_bytes = rows * static_cast<int64_t>(row_bytes(i.table->format, i.table->cols)); },
+            [&](const Qkv& i) {
+                c.operations = product_operations(*i.q, rows) + product_operations(*i.k, rows) + product_operations(*i.v, rows);
+            },
+            [&](const Attention& i) {
+                const CacheLayer& cache = program.caches[static_cast<size_t>(i.cache)];
+                const int64_t keys = keys_seen(i.mask, rows, position);
+                // Rows of one step share what they read: the span from the first row's first key to the last row.
+                const int64_t span = position + rows - i.mask.first_key(position);
+                c.cache_bytes = (span + rows) * static_cast<int64_t>(cache.bytes_per_slot());
+                c.operations = 4 * keys * i.heads * i.head_dim;
+            },
+            [&](const Output& i) { c.operations = product_operations(*i.weight, rows); },
+            [&](const GateUp& i) { c.operations = product_operations(*i.gate, rows) + product_operations(*i.up, rows); },
+            [&](const Down& i) { c.operations = product_operations(*i.weight, rows); },
+            [&](const Head& i) {
+                c.operations = product_operations(*i.weight, logit_rows);
+                if (logit_rows == 0) c.weight_bytes = 0;
+            },
+            [&](const Sample&) {},
+        },
+        instruction);
     return c;
 }
 

@@ -116,17 +116,39 @@ void dequantize(Format format, const std::byte* source, int64_t cols, float* out
     const uint8_t* p = reinterpret_cast<const uint8_t*>(source);
     for (int64_t i = 0; i < cols; i += f.block, p += f.bytes, out += f.block) {
         switch (format) {
-            case Format::f32: std::memcpy(out, p, 4); break;
-            case Format::f16: *out = f16_at(p); break;
-            case Format::bf16: *out = f32_from_bf16(u16_at(p)); break;
-            case Format::q8_0: block_q8_0(p, out); break;
-            case Format::q4_0: block32(p + 2, 0, f16_at(p), 0, 8, out); break;
-            case Format::q4_1: block32(p + 4, 0, f16_at(p), f16_at(p + 2), 0, out); break;
-            case Format::q5_0: block32(p + 6, u32_at(p + 2), f16_at(p), 0, 16, out); break;
-            case Format::q5_1: block32(p + 8, u32_at(p + 4), f16_at(p), f16_at(p + 2), 0, out); break;
-            case Format::q4_k: block_k(p, nullptr, p + 16, out); break;
-            case Format::q5_k: block_k(p, p + 16, p + 48, out); break;
-            case Format::q6_k: block_q6_k(p, out); break;
+            case Format::f32:
+                std::memcpy(out, p, 4);
+                break;
+            case Format::f16:
+                *out = f16_at(p);
+                break;
+            case Format::bf16:
+                *out = f32_from_bf16(u16_at(p));
+                break;
+            case Format::q8_0:
+                block_q8_0(p, out);
+                break;
+            case Format::q4_0:
+                block32(p + 2, 0, f16_at(p), 0, 8, out);
+                break;
+            case Format::q4_1:
+                block32(p + 4, 0, f16_at(p), f16_at(p + 2), 0, out);
+                break;
+            case Format::q5_0:
+                block32(p + 6, u32_at(p + 2), f16_at(p), 0, 16, out);
+                break;
+            case Format::q5_1:
+                block32(p + 8, u32_at(p + 4), f16_at(p), f16_at(p + 2), 0, out);
+                break;
+            case Format::q4_k:
+                block_k(p, nullptr, p + 16, out);
+                break;
+            case Format::q5_k:
+                block_k(p, p + 16, p + 48, out);
+                break;
+            case Format::q6_k:
+                block_q6_k(p, out);
+                break;
         }
     }
 }

@@ -1,39 +1,39 @@
 // 16-bit floats as bit patterns: exact widening and round-to-nearest-even narrowing, in plain integer arithmetic so that
-// every compiler and machine agrees.
+// every compiler and machine agrees. `static`, and a builtin for std::bit_cast: kernels of several SIMD levels include this, and
+// they may not share a copy.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 namespace llama_ext {
 
-inline float f32_from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+static inline float f32_from_bf16(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
 
-inline uint16_t bf16_from_f32(float value) {
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
+static inline uint16_t bf16_from_f32(float value) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // keep a NaN a NaN
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline float f32_from_f16(uint16_t half) {
+static inline float f32_from_f16(uint16_t half) {
     const uint32_t sign = uint32_t{half & 0x8000u} << 16;
     const uint32_t magnitude = half & 0x7fffu;
-    if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude >= 0x7c00u) return __builtin_bit_cast(float, sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
     // Shifting the 15 bits into place leaves an exponent that is 112 too small; one multiplication by 2^112 mends it
     // and turns half subnormals into normal floats.
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f) | sign);
+    return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude << 13) * 0x1p112f) | sign);
 }
 
-inline uint16_t f16_from_f32(float value) {
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
+static inline uint16_t f16_from_f32(float value) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, value);
     const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
     const uint32_t magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
     if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above round to infinity
     if (magnitude < 0x38800000u) {
         // Subnormal result: adding 0.5 puts the half's last bit at the float's last bit, and the addition rounds.
-        const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-        return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
+        const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+        return static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, shifted) - 0x3f000000u));
     }
     const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u;
     return static_cast<uint16_t>(sign | (rounded >> 13));

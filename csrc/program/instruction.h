@@ -41,9 +41,12 @@ struct Mask {
 
     int64_t first_key(int64_t position) const {
         switch (kind) {
-            case Kind::chunked: return position - position % extent;
-            case Kind::sliding: return std::max<int64_t>(0, position - extent + 1);
-            case Kind::global: break;
+            case Kind::chunked:
+                return position - position % extent;
+            case Kind::sliding:
+                return std::max<int64_t>(0, position - extent + 1);
+            case Kind::global:
+                break;
         }
         return 0;
     }
@@ -74,8 +77,8 @@ struct Attention {
     Mask mask;
     bool qk_norm;
     float qk_norm_eps;
-    float temperature_scale;      // attn_scale; 0: no temperature
-    int64_t temperature_floor;    // floor_scale
+    float temperature_scale;    // attn_scale; 0: no temperature
+    int64_t temperature_floor;  // floor_scale
 
     // Llama 4's factor for queries of layers without RoPE: ln(floor((pos + 1) / floor_scale) + 1) * attn_scale + 1
     float temperature(int64_t position) const;

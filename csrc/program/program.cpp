@@ -10,10 +10,58 @@
 namespace llama_ext {
 namespace {
 
-// Collects one instruction's complaints under its name.
+// What may be asked for at all: far above any model, and far below where a product of sizes leaves 64 bits.
+constexpr int64_t kMaxContext = int64_t{1} << 32;
+constexpr int64_t kMaxWidth = int64_t{1} << 24;
+constexpr int kMaxRows = 1 << 16;
+
+void require_range(const char* what, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most) {
+        throw std::invalid_argument(std::string(what) + " must be " + std::to_string(least) + " to " + std::to_string(most) +
+                                    ", is " + std::to_string(value));
+    }
+}
+
+// Which instruction must come right before and right after another, by name; null: any.
+struct Neighbours {
+    const char *before, *after;
+};
+Neighbours neighbours(const Instruction& instruction) {
+    struct Visitor {
+        Neighbours operator()(const Embed&) const { return {"", nullptr}; }
+        Neighbours operator()(const Qkv&) const { return {nullptr, "attention"}; }
+        Neighbours operator()(const Attention&) const { return {"qkv", "output"}; }
+        Neighbours operator()(const Output&) const { return {"attention", nullptr}; }
+        Neighbours operator()(const GateUp&) const { return {nullptr, "down"}; }
+        Neighbours operator()(const Down&) const { return {"gate_up", nullptr}; }
+        Neighbours operator()(const Head&) const { return {nullptr, "sample"}; }
+        Neighbours operator()(const Sample&) const { return {"head", ""}; }
+    };
+    return std::visit(Visitor{}, instruction);
+}
+
+// Checks one instruction after the other; complaints carry the instruction's name.
 struct Checker {
     const Program& program;
-    std::string where;
+    std::string where{};
+    const Instruction* previous = nullptr;
+    std::vector<bool> cache_taken = std::vector<bool>(program.caches.size());
+    int64_t attention_width = 0, intermediate = 0;  // of the a and h that the next output or down reads
+
+    void check(const Instruction& instruction) {
+        where = name(instruction);
+        if (layer(instruction) >= 0) where += " of layer " + std::to_string(layer(instruction));
+        const std::string before = previous ? name(*previous) : "";
+        const char* needed_before = neighbours(instruction).before;
+        const char* needed_after = previous ? neighbours(*previous).after : "embed";
+        require(!needed_before || before == needed_before,
+                needed_before && *needed_before ? std::string("must follow ") + needed_before : "must be the first instruction");
+        require(!needed_after || std::string(needed_after) == name(instruction),
+                before.empty() ? "a program begins with embed"
+                               : "stands where " + before + " needs its " + (needed_after ? needed_after : ""));
+        std::visit(*this, instruction);
+        previous = &instruction;
+    }
 
     [[noreturn]] void fail(const std::string& what) const { throw std::invalid_argument(where + ": " + what); }
 
@@ -28,8 +76,9 @@ struct Checker {
                  "], expected [" + std::to_string(rows) + ", " + std::to_string(cols) + "]");
         }
         const int block = info(w->format).block;
-        require(cols % block == 0, std::string(operand) + " (" + w->name + "): " + std::to_string(cols) + " columns are no multiple of " +
-                                       std::string(info(w->format).name) + "'s block of " + std::to_string(block));
+        require(cols % block == 0, std::string(operand) + " (" + w->name + "): " + std::to_string(cols) +
+                                       " columns are no multiple of " + std::string(info(w->format).name) + "'s block of " +
+                                       std::to_string(block));
     }
 
     void norm(const WeightPtr& w) const {
@@ -40,6 +89,7 @@ struct Checker {
     void heads(int heads, int kv_heads, int head_dim) const {
         require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
                 std::to_string(heads) + " query heads cannot share " + std::to_string(kv_heads) + " key-value heads evenly");
+        require(int64_t{heads} * 256 <= kMaxWidth, std::to_string(heads) + " heads are too many");
         require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= 256,
                 "head_dim must be a multiple of 8 up to 256, is " + std::to_string(head_dim));
     }
@@ -52,42 +102,48 @@ struct Checker {
         matrix("q", i.q, int64_t{i.heads} * i.head_dim, program.hidden);
         matrix("k", i.k, int64_t{i.kv_heads} * i.head_dim, program.hidden);
         matrix("v", i.v, int64_t{i.kv_heads} * i.head_dim, program.hidden);
-        require(i.rope >= -1 && i.rope < static_cast<int>(program.ropes.size()), "rope " + std::to_string(i.rope) + " does not exist");
+        require(i.rope >= -1 && i.rope < static_cast<int>(program.ropes.size()),
+                "rope " + std::to_string(i.rope) + " does not exist");
         require(i.rope_chunk >= 0, "rope_chunk is negative");
         if (i.rope >= 0) {
             const size_t pairs = program.ropes[static_cast<size_t>(i.rope)].inverse_frequency.size();
-            require(pairs == static_cast<size_t>(i.head_dim / 2),
-                    "rope has " + std::to_string(pairs) + " frequencies, head_dim " + std::to_string(i.head_dim) + " needs half as many");
+            require(pairs == static_cast<size_t>(i.head_dim / 2), "rope has " + std::to_string(pairs) +
+                                                                      " frequencies, head_dim " + std::to_string(i.head_dim) +
+                                                                      " needs half as many");
         }
     }
 
-    void operator()(const Attention& i) const {
+    void operator()(const Attention& i) {
         heads(i.heads, i.kv_heads, i.head_dim);
-        require(i.cache >= 0 && i.cache < static_cast<int>(program.caches.size()), "cache " + std::to_string(i.cache) + " does not exist");
-        const CacheLayer& c = program.caches[static_cast<size_t>(i.cache)];
+        const Qkv& qkv = std::get<Qkv>(*previous);
+        require(qkv.heads == i.heads && qkv.kv_heads == i.kv_heads && qkv.head_dim == i.head_dim, "its qkv has other heads");
+        require(i.cache >= 0 && i.cache < static_cast<int>(program.caches.size()),
+                "cache " + std::to_string(i.cache) + " does not exist");
+        const size_t cache = static_cast<size_t>(i.cache);
+        require(!cache_taken[cache], "cache " + std::to_string(i.cache) + " is another attention's");
+        cache_taken[cache] = true;
+        const CacheLayer& c = program.caches[cache];
         require(c.kv_heads == i.kv_heads && c.head_dim == i.head_dim, "its cache has another shape");
         require(i.mask.kind == Mask::Kind::global || i.mask.extent > 0, "the mask's extent must be positive");
         const int64_t needed = cache_capacity(i.mask, program.max_context, program.max_rows);
-        require(c.capacity >= needed, "its cache has " + std::to_string(c.capacity) + " slots, the mask needs " + std::to_string(needed));
+        require(c.capacity >= needed,
+                "its cache has " + std::to_string(c.capacity) + " slots, the mask needs " + std::to_string(needed));
         require(i.temperature_scale == 0 || i.temperature_floor > 0, "temperature_floor must be positive");
+        attention_width = int64_t{i.heads} * i.head_dim;
     }
 
-    void operator()(const Output& i) const {
-        require(i.weight != nullptr, "weight is missing");
-        matrix("weight", i.weight, program.hidden, i.weight->cols);
-    }
+    void operator()(const Output& i) const { matrix("weight", i.weight, program.hidden, attention_width); }
 
-    void operator()(const GateUp& i) const {
+    void operator()(const GateUp& i) {
         norm(i.norm);
         require(i.gate != nullptr, "gate is missing");
+        require(i.gate->rows <= kMaxWidth, "gate has too many rows");
         matrix("gate", i.gate, i.gate->rows, program.hidden);
         matrix("up", i.up, i.gate->rows, program.hidden);
+        intermediate = i.gate->rows;
     }
 
-    void operator()(const Down& i) const {
-        require(i.weight != nullptr, "weight is missing");
-        matrix("weight", i.weight, program.hidden, i.weight->cols);
-    }
+    void operator()(const Down& i) const { matrix("weight", i.weight, program.hidden, intermediate); }
 
     void operator()(const Head& i) const {
         norm(i.norm);
@@ -114,8 +170,10 @@ const char* name(const Instruction& instruction) {
 int layer(const Instruction& instruction) {
     return std::visit(
         [](const auto& i) {
-            if constexpr (requires { i.layer; }) return i.layer;
-            else return -1;
+            if constexpr (requires { i.layer; })
+                return i.layer;
+            else
+                return -1;
         },
         instruction);
 }
@@ -137,37 +195,25 @@ std::vector<WeightPtr> weights(const Instruction& instruction) {
 size_t cache_element_bytes(CacheFormat format) { return format == CacheFormat::f32 ? 4 : 2; }
 
 int64_t cache_capacity(const Mask& mask, int64_t max_context, int max_rows) {
-    if (mask.kind == Mask::Kind::global) return max_context;
+    // Compared before it is added: the extent comes from a file and may be anything.
+    if (mask.kind == Mask::Kind::global || mask.extent >= max_context) return max_context;
     return std::min(max_context, mask.extent + max_rows);
 }
 
 void Program::validate() const {
-    if (max_context <= 0) throw std::invalid_argument("max_context must be positive");
-    if (vocab <= 0 || vocab > kMaxVocab) throw std::invalid_argument("vocab must be 1 to " + std::to_string(kMaxVocab) + ", is " + std::to_string(vocab));
-    if (max_rows <= 0) throw std::invalid_argument("max_rows must be positive");
-    const Instruction* previous = nullptr;
-    std::vector<bool> cache_taken(caches.size());
-    int64_t attention_width = 0, intermediate = 0;  // of the a and h that the next output or down reads
-    for (const Instruction& instruction : code) {
-        Checker checker{*this, name(instruction)};
-        if (layer(instruction) >= 0) checker.where += " of layer " + std::to_string(layer(instruction));
-        std::visit(checker, instruction);
-        if (const auto* i = std::get_if<Attention>(&instruction)) {
-            attention_width = int64_t{i->heads} * i->head_dim;
-            const size_t cache = static_cast<size_t>(i->cache);
-            checker.require(!cache_taken[cache], "cache " + std::to_string(i->cache) + " is another attention's");
-            cache_taken[cache] = true;
-            const Qkv* qkv = previous ? std::get_if<Qkv>(previous) : nullptr;
-            checker.require(qkv && qkv->heads == i->heads && qkv->kv_heads == i->kv_heads && qkv->head_dim == i->head_dim,
-                            "must follow a qkv of the same heads");
-        }
-        if (const auto* i = std::get_if<GateUp>(&instruction)) intermediate = i->gate->rows;
-        if (const auto* i = std::get_if<Output>(&instruction))
-            checker.matrix("weight", i->weight, hidden, attention_width);
-        if (const auto* i = std::get_if<Down>(&instruction)) checker.matrix("weight", i->weight, hidden, intermediate);
-        previous = &instruction;
+    require_range("max_context", max_context, 1, kMaxContext);
+    require_range("max_rows", max_rows, 1, kMaxRows);
+    require_range("vocab", vocab, 1, kMaxVocab);
+    require_range("hidden", hidden, 1, kMaxWidth);
+    for (const CacheLayer& cache : caches) {
+        require_range("a cache's capacity", cache.capacity, 1, 2 * kMaxContext);
+        require_range("a cache's kv_heads", cache.kv_heads, 1, kMaxWidth / 256);
+        require_range("a cache's head_dim", cache.head_dim, 1, 256);
     }
-    if (code.empty() || !std::holds_alternative<Embed>(code.front())) throw std::invalid_argument("a program begins with embed");
+    Checker checker{*this};
+    for (const Instruction& instruction : code) checker.check(instruction);
+    if (code.empty()) throw std::invalid_argument("a program begins with embed");
+    if (!std::holds_alternative<Sample>(code.back())) throw std::invalid_argument("a program ends with head and sample");
 }
 
 int64_t Program::max_rollback(int64_t position, int64_t highest) const {

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "llama_ext"]
+# -P: in a fresh clone the source folder, which has no compiled part, would hide the installed package.
+COMMAND = [sys.executable, "-P", "-m", "llama_ext"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 

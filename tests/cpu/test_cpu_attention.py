@@ -1,5 +1,5 @@
-"""The executor's attention against the reference: head sizes, sharing, cache formats, lengths around every tile and block,
-masks, threads, SIMD levels; with every buffer and every empty slot NaN."""
+"""The executor's attention against the reference: head sizes, sharing, cache formats, lengths around every tile and
+block, masks, threads, SIMD levels; with every buffer and every empty slot NaN."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def one_layer(head_dim: int, group: int, **changes: object) -> LlamaConfig:
         "hidden_size": 32,
     }
     return tiny_config(**(fields | changes))
-
 
 
 @pytest.mark.parametrize("number", range(len(SHAPES)), ids=lambda i: "x".join(map(str, SHAPES[i])))
@@ -80,9 +79,7 @@ MASKED = {
     "chunk100": llama4_config(100, **TWO_LAYERS),
     "chunk128": llama4_config(128, **TWO_LAYERS, head_dim=24),
     "window100": tiny_config(num_hidden_layers=2, sliding_window=100, max_position_embeddings=512),
-    "window17": tiny_config(
-        num_hidden_layers=2, sliding_window=17, max_position_embeddings=512, num_attention_heads=6
-    ),
+    "window17": tiny_config(num_hidden_layers=2, sliding_window=17, max_position_embeddings=512, num_attention_heads=6),
 }
 
 
@@ -103,9 +100,7 @@ def test_masks_and_rings(masked: tuple[Program, list[int], np.ndarray], simd: st
 
 
 @pytest.mark.parametrize("simd", LEVELS)
-def test_the_same_bits_whatever_the_rows_and_threads(
-    masked: tuple[Program, list[int], np.ndarray], simd: str
-) -> None:
+def test_the_same_bits_whatever_the_rows_and_threads(masked: tuple[Program, list[int], np.ndarray], simd: str) -> None:
     program, ids, _ = masked
     single = CpuSession(program, threads=1, simd=simd).logits(ids, 1)
     rng = np.random.default_rng(3)
@@ -135,7 +130,9 @@ def test_the_same_bits_in_16_bit_caches(kv_cache: str, simd: str) -> None:
 @pytest.mark.parametrize("simd", LEVELS)
 @pytest.mark.parametrize("kv_cache", ["f32", "f16", "bf16"])
 def test_a_nan_that_is_read_shows(simd: str, kv_cache: str) -> None:
-    """What the other tests' silence means: a NaN in keys alone or in values alone reaches the logits, whatever its bits."""
+    """What the other tests' silence means: a NaN in keys alone or in values alone reaches the logits, whatever its
+    bits.
+    """
     config = one_layer(8, 1)
     weights = random_weights(config, seed=2)
     ids = [1, 2, 7, 3, 4]

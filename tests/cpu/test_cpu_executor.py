@@ -44,7 +44,9 @@ def config_for(format: str) -> LlamaConfig:
             hidden_size=256, intermediate_size=512, num_attention_heads=8, num_key_value_heads=2, head_dim=32
         )
     if format in FLOAT_FORMATS:
-        return tiny_config(intermediate_size=45, hidden_size=35, head_dim=24, num_attention_heads=3, num_key_value_heads=1)
+        return tiny_config(
+            intermediate_size=45, hidden_size=35, head_dim=24, num_attention_heads=3, num_key_value_heads=1
+        )
     return tiny_config(hidden_size=96, intermediate_size=160, head_dim=8, num_attention_heads=12, num_key_value_heads=3)
 
 
@@ -84,7 +86,9 @@ def test_float_programs_against_the_plain_implementation(name: str) -> None:
 
 @pytest.mark.parametrize("format", [f for f in BLOCK_FORMATS if f != "Q8_0"])
 def test_8_bit_activations_would_not_pass(format: str) -> None:
-    """The tolerance of q15 tells it from the usual 8 bits: the same model with its inputs rounded to 8 is further off."""
+    """The tolerance of q15 tells it from the usual 8 bits: the same model with its inputs rounded to 8 is further
+    off.
+    """
     config = config_for(format)
     program = build_in_blocks(config, format, seed=1, kv_cache="f32")
     ids = random_ids(config, 40)

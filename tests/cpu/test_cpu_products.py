@@ -1,5 +1,5 @@
-"""y = W x of every weight format at every SIMD level: a bound for every single output, derived from the activation's form,
-and the promise that a row's bits do not depend on its company."""
+"""y = W x of every weight format at every SIMD level: a bound for every single output, derived from the
+activation's form, and the promise that a row's bits do not depend on its company."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def bound(format: str, data: np.ndarray | None, weight: _core.Weight, x: np.ndar
     # The activation's rounding: half a step of its block of 32. A block below 1e-33 counts as zero.
     largest = size.reshape(len(x), -1, 32).max(-1)
     step = np.where(largest < 1e-33, largest, largest * tolerances.Q15_STEP).repeat(32, axis=1)
-    # The float32 arithmetic: a block's integer sum is exact or rounded once, its factors and its addition round; quants and
-    # minima are added up apart, so their sizes add. Each partial sum is at most the sum of all sizes.
+    # The float32 arithmetic: a block's integer sum is exact or rounded once, its factors and its addition round;
+    # quants and minima are added up apart, so their sizes add. Each partial sum is at most the sum of all sizes.
     assert data is not None
     block, nbytes, _ = _core.formats[format]
     blocks = data.reshape(weight.rows, weight.cols // block, nbytes).copy()
@@ -123,7 +123,9 @@ def test_rows_do_not_depend_on_their_company(format: str, simd: str) -> None:
 @pytest.mark.parametrize("simd", LEVELS)
 @pytest.mark.parametrize("format", BLOCK_FORMATS)
 def test_one_wrong_quant_is_seen(format: str, simd: str) -> None:
-    """The check on a kernel that has one weight wrong: the top bit of one quant flipped moves its output past the bound."""
+    """The check on a kernel that has one weight wrong: the top bit of one quant flipped moves its output past the
+    bound.
+    """
     rng = np.random.default_rng(23)
     cols = 256
     data = random_blocks(format, 16, cols, rng)
@@ -233,7 +235,8 @@ def test_rms_norm(simd: str, n: int) -> None:
         for w in (weight, None):
             exactly = x.astype(np.float64) / np.sqrt((x.astype(np.float64) ** 2).mean() + 1e-5)
             exactly = exactly * (1.0 if w is None else w)
-            # n / 64 additions and a tree of 64 lanes for the mean, halved by the root; then root, quotient, two products.
+            # n / 64 additions and a tree of 64 lanes for the mean, halved by the root; then root, quotient, two
+            # products.
             allowed = ((n / 64 + 10) / 2 + 6) * tolerances.ROUNDING * np.abs(exactly)
             found = _core.rms_norm(x, w, 1e-5, simd)
             assert (np.abs(found - exactly) <= allowed + 1e-44).all()

@@ -61,3 +61,7 @@ def test_native_equals_reference_far_out() -> None:
 def test_unknown_mask() -> None:
     with pytest.raises(ValueError, match="global, chunked, sliding"):
         Mask("banded", 4)
+    for kind in ("chunked", "sliding"):
+        for extent in (0, -4):
+            with pytest.raises(ValueError, match=f"{kind} mask needs a positive extent, not {extent}"):
+                Mask(kind, extent)

@@ -36,9 +36,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Program, list[int], np.ndarray
 
 
 @pytest.mark.parametrize("rows", [LENGTH, 1, 2, 3, 7, 16])
-def test_any_steps_equal_the_plain_implementation(
-    case: tuple[Program, list[int], np.ndarray], rows: int
-) -> None:
+def test_any_steps_equal_the_plain_implementation(case: tuple[Program, list[int], np.ndarray], rows: int) -> None:
     program, ids, expected = case
     found = stepped(ReferenceSession(program), ids, rows)
     assert deviation(found, expected) < tolerances.REFERENCE

@@ -1,4 +1,6 @@
-"""A program that does not fit together is one error that names the instruction and the operand; and what a program costs."""
+"""A program that does not fit together is one error that names the instruction and the operand; and what a program
+costs.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,9 @@ def test_every_wrong_shape_is_named(name: str) -> None:
     operand = name.rsplit(".", 1)[-1]
     for shape in ((rows + 8, cols), (rows, cols + 8), (max(rows - 8, 1), cols - 8), (cols + 1, rows)):
         wrong = WEIGHTS | {name: np.zeros(shape, np.float32)}
-        if operand in ("gate", "up") and shape == (rows + 8, cols):
-            expected = "up|down"  # the one that comes after it no longer fits
-        else:
-            expected = name.replace(".", r"\.")
+        # A gate or up with more rows is right in itself: the one after it no longer fits.
+        taller = operand in ("gate", "up") and shape == (rows + 8, cols)
+        expected = "up|down" if taller else name.replace(".", r"\.")
         with pytest.raises(CheckpointError, match=expected) as caught:
             build(CONFIG, wrong)
         message = str(caught.value)
@@ -79,9 +80,9 @@ def test_weights_of_impossible_size(rows: int) -> None:
 def test_weight_data() -> None:
     with pytest.raises(ValueError, match="contiguous"):
         _core.Weight("x", "F32", 2, 4, np.zeros(64, np.uint8)[::2])
-    with pytest.raises(ValueError, match="33 bytes.*takes 32"):
+    with pytest.raises(ValueError, match=r"33 bytes.*takes 32"):
         _core.Weight("x", "F32", 2, 4, np.zeros(33, np.uint8))
-    with pytest.raises(ValueError, match="Q9_0.*known: F32, F16"):
+    with pytest.raises(ValueError, match=r"Q9_0.*known: F32, F16"):
         _core.Weight("x", "Q9_0", 2, 4, np.zeros(32, np.uint8))
 
 
@@ -132,13 +133,14 @@ def _program(parts: dict[str, Any], order: tuple[str, ...] = ()) -> _core.Progra
         "gate_up": _core.GateUp,
         "down": _core.Down,
         "head": _core.Head,
+        "sample": _core.Sample,
     }
-    code = [makers[name](**parts[name]) for name in order or tuple(makers)]
+    code = [makers[name](**parts.get(name, {})) for name in order or tuple(makers)]
     return _core.Program(caches=[_core.CacheLayer(**parts["cache"])], code=code, **parts["program"])
 
 
 def test_the_unspoilt_program_is_valid() -> None:
-    assert len(_program(_code()).code) == 7
+    assert len(_program(_code()).code) == 8
 
 
 MASK = _core.Mask
@@ -168,17 +170,22 @@ SPOILT = [
     ("head", {"norm": None}, "head: norm is missing"),
     ("attention", {"cache": 1}, "attention of layer 0: cache 1 does not exist"),
     ("attention", {"cache": -1}, "cache -1 does not exist"),
-    ("attention", {"kv_heads": 4}, "another shape"),
-    ("attention", {"heads": 8}, "must follow a qkv of the same heads"),
-    ("attention", {"mask": MASK("chunked", 0)}, "extent must be positive"),
-    ("attention", {"mask": MASK("sliding", -4)}, "extent must be positive"),
+    ("attention", {"kv_heads": 4}, "its qkv has other heads"),
+    ("attention", {"heads": 8}, "its qkv has other heads"),
+    ("attention", {"heads": 2**30, "kv_heads": 1}, "1073741824 heads are too many"),
     ("attention", {"temperature_scale": 0.1}, "temperature_floor must be positive"),
     ("cache", {"capacity": 63}, "63 slots, the mask needs 64"),
     ("cache", {"head_dim": 16}, "another shape"),
     ("program", {"ropes": [[1.0, 0.5]]}, "rope has 2 frequencies, head_dim 8"),
     ("program", {"ropes": []}, "rope 0 does not exist"),
-    ("program", {"max_context": 0}, "max_context must be positive"),
-    ("program", {"max_rows": 0}, "max_rows must be positive"),
+    ("cache", {"capacity": 0}, "a cache's capacity must be 1 to"),
+    ("cache", {"capacity": 2**62}, "a cache's capacity must be 1 to"),
+    ("cache", {"kv_heads": -1}, "a cache's kv_heads must be 1 to"),
+    ("program", {"max_context": 0}, "max_context must be 1 to"),
+    ("program", {"max_context": 2**60}, "max_context must be 1 to"),
+    ("program", {"max_rows": 0}, "max_rows must be 1 to"),
+    ("program", {"max_rows": 2**30}, "max_rows must be 1 to"),
+    ("program", {"vocab": 2**30}, "vocab must be 1 to"),
     ("program", {"vocab": 62}, r"embed: table \(embed\) is \[61, 32\], expected \[62, 32\]"),
     ("program", {"hidden": 40}, r"expected \[61, 40\]"),
 ]
@@ -188,6 +195,14 @@ SPOILT = [
 def test_every_wrong_field_is_named(part: str, spoilt: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         _program(_code(**{part: spoilt}))
+
+
+@pytest.mark.parametrize("kind", ["chunked", "sliding"])
+def test_masks_need_an_extent(kind: str) -> None:
+    for extent in (0, -4):
+        with pytest.raises(ValueError, match=f"a {kind} mask needs a positive extent, not {extent}"):
+            _core.Mask(kind, extent)
+    assert _core.cache_capacity(_core.Mask(kind, 2**63 - 1), 100, 16) == 100
 
 
 def test_a_ring_too_small_is_named() -> None:
@@ -201,10 +216,15 @@ def test_the_order_of_instructions() -> None:
     parts = _code()
     for order, said in (
         (("qkv", "attention"), "begins with embed"),
-        (("embed", "attention"), "must follow a qkv"),
-        (("embed", "qkv", "output", "attention"), r"weight \(layers.0.o\).*expected \[32, 0\]"),
-        (("embed", "down"), r"expected \[32, 0\]"),
-        (("embed", "qkv", "gate_up", "attention"), "must follow a qkv"),
+        (("embed", "embed"), "embed: must be the first instruction"),
+        (("embed", "attention"), "attention of layer 0: must follow qkv"),
+        (("embed", "output"), "output of layer 0: must follow attention"),
+        (("embed", "down"), "down of layer 0: must follow gate_up"),
+        (("embed", "qkv", "gate_up"), "gate_up of layer 0: stands where qkv needs its attention"),
+        (("embed", "qkv", "attention", "gate_up"), "gate_up of layer 0: stands where attention needs its output"),
+        (("embed", "qkv", "attention", "output"), "ends with head and sample"),
+        (("embed", "head"), "ends with head and sample"),
+        (("embed", "head", "head"), "head: stands where head needs its sample"),
     ):
         with pytest.raises(ValueError, match=said):
             _program(parts, order)
@@ -257,9 +277,7 @@ def test_weight_bytes_of_every_instruction(format: str) -> None:
     program = build_in_blocks(config, format)
     block, nbytes, _ = _core.formats[format]
     for index, i in enumerate(program.code):
-        parts = [
-            w.rows * w.cols // block * nbytes if w.rows > 1 else 4 * w.cols for w in _core.weights(i)
-        ]
+        parts = [w.rows * w.cols // block * nbytes if w.rows > 1 else 4 * w.cols for w in _core.weights(i)]
         if isinstance(i, _core.Embed):
             parts = [3 * i.table.cols // block * nbytes]  # a row for each of three tokens
         assert program.native.cost(index, rows=3).weight_bytes == sum(parts)
@@ -308,9 +326,7 @@ def test_cache_bytes_and_operations_by_counting(name: str) -> None:
                 read = len(set().union(*keys))
                 assert cost.cache_bytes == (read + rows) * slot
                 assert cost.operations == 4 * sum(map(len, keys)) * config.num_attention_heads * config.head_dim
-    assert program.cache_bytes(20) == sum(
-        min(20, layer.capacity) * slot for layer in program.native.caches
-    )
+    assert program.cache_bytes(20) == sum(min(20, layer.capacity) * slot for layer in program.native.caches)
 
 
 def test_the_listing_adds_up() -> None:

@@ -227,7 +227,7 @@ def test_importing_costs_no_tokenizer_library(smollm2_path: Path) -> None:
         "heavy = {'torch', 'tokenizers', 'sentencepiece', 'jinja2', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_loading_smollm2_is_quiet(smollm2_path: Path) -> None:

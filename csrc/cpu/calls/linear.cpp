@@ -38,7 +38,7 @@ Activation prepare(const Kernels& kernels, const LinearCall& call, Input* input,
             }
         });
     }
-    return {call.cols, f32, input->digits.data(), input->scale.data(), input->sum16.data()};
+    return {f32, input->digits.data(), input->scale.data(), input->sum16.data()};
 }
 
 }  // namespace

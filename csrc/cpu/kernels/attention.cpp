@@ -1,6 +1,7 @@
 #include "cpu/attention.h"
 
 #include "cpu/kernels/level.h"
+#include "program/half.h"
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 namespace {
@@ -20,23 +21,7 @@ struct F16Cache {
         memcpy(values, p, static_cast<size_t>(n) * 2);
         return load_f16(values);
     }
-    LLAMA_EXT_INLINE uint16_t narrow(float x) {
-        // to nearest even; the integer steps of half.h, repeated because nothing of another level may be shared
-        uint32_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-        if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-        if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-        if (magnitude < 0x38800000u) {
-            float shifted;
-            memcpy(&shifted, &magnitude, sizeof shifted);
-            shifted += 0.5f;
-            uint32_t shifted_bits;
-            memcpy(&shifted_bits, &shifted, sizeof shifted_bits);
-            return static_cast<uint16_t>(sign | (shifted_bits - 0x3f000000u));
-        }
-        return static_cast<uint16_t>(sign | (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13);
-    }
+    LLAMA_EXT_INLINE uint16_t narrow(float x) { return f16_from_f32(x); }
 };
 
 struct Bf16Cache {
@@ -47,19 +32,15 @@ struct Bf16Cache {
         memcpy(values, p, static_cast<size_t>(n) * 2);
         return load_bf16(values);
     }
-    LLAMA_EXT_INLINE uint16_t narrow(float x) {
-        uint32_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-        return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-    }
+    LLAMA_EXT_INLINE uint16_t narrow(float x) { return bf16_from_f32(x); }
 };
 
 template <class C>
 void append_as(const CacheView& cache, int kv_head, int64_t slot, const float* k, const float* v) {
     using Element = typename C::Element;
     const int64_t head_dim = cache.head_dim;
-    Element* keys = reinterpret_cast<Element*>(cache.keys) + (kv_head * cache.padded + slot / kKeyTile * kKeyTile) * head_dim + slot % kKeyTile;
+    Element* keys = reinterpret_cast<Element*>(cache.keys) + (kv_head * cache.padded + slot / kKeyTile * kKeyTile) * head_dim +
+                    slot % kKeyTile;
     Element* values = reinterpret_cast<Element*>(cache.values) + (kv_head * cache.padded + slot) * head_dim;
     for (int64_t d = 0; d < head_dim; ++d) {
         keys[d * kKeyTile] = C::narrow(k[d]);
@@ -72,15 +53,17 @@ LLAMA_EXT_INLINE uint32_t visible(const SlotRange& range, int64_t first, int64_t
     uint32_t mask = 0;
     for (int i = 0; i < kKeyTile; ++i) {
         const int64_t slot = first + i;
-        const bool inside = range.low <= range.high ? range.low <= slot && slot <= range.high : slot <= range.high || slot >= range.low;
+        const bool inside =
+            range.low <= range.high ? range.low <= slot && slot <= range.high : slot <= range.high || slot >= range.low;
         mask |= static_cast<uint32_t>(inside && slot < end) << i;
     }
     return mask;
 }
 
-// Scores of `count` queries with `tiles` tiles of keys from `keys` on. scores [count][kKeyBlock]
+// Scores of `count` queries with `tiles` tiles of keys from `keys` on, into scores [count][kKeyBlock] from column `at` on.
 template <class C, int count, int tiles>
-LLAMA_EXT_INLINE void score(const typename C::Element* keys, const Query* queries, int64_t head_dim, float (*scores)[kKeyBlock]) {
+LLAMA_EXT_INLINE void score(const typename C::Element* keys, const Query* queries, int64_t head_dim, float (*scores)[kKeyBlock],
+                            int at) {
     F32x16 acc[count][tiles];
     for (int i = 0; i < count; ++i)
         for (int t = 0; t < tiles; ++t) acc[i][t] = zero();
@@ -93,28 +76,46 @@ LLAMA_EXT_INLINE void score(const typename C::Element* keys, const Query* querie
         }
     }
     for (int i = 0; i < count; ++i)
-        for (int t = 0; t < tiles; ++t) store(scores[i] + t * kKeyTile, acc[i][t]);
+        for (int t = 0; t < tiles; ++t) store(scores[i] + at + t * kKeyTile, acc[i][t]);
 }
 
-// Values [from .. from + width) of a head, weighted: out[i][from + j] += sum over keys of weights[i][key] * values[key][from + j]
+// Which slots of a block the queries of a pass see, tile by tile.
+template <int count>
+struct Seen {
+    uint32_t by[count][kKeyBlock / kKeyTile], any[kKeyBlock / kKeyTile], all[kKeyBlock / kKeyTile];
+};
+
+// One tile's part of weigh(). checked: some query does not see some slot that another sees. It must leave that slot out and
+// not take it times zero, for what lies there need not be finite.
+template <class C, int count, int vectors, bool checked>
+LLAMA_EXT_INLINE void weigh_tile(const typename C::Element* values, int64_t head_dim, const Seen<count>& seen, int tile,
+                                 int64_t from, int last, const float (*weights)[kKeyBlock], F32x16 (&acc)[count][vectors]) {
+    for (uint32_t mask = seen.any[tile]; mask; mask &= mask - 1) {
+        const int bit = __builtin_ctz(mask), key = tile * kKeyTile + bit;
+        const typename C::Element* row = values + key * head_dim + from;
+        F32x16 v[vectors];
+        for (int j = 0; j < vectors - 1; ++j) v[j] = C::load16(row + 16 * j);
+        v[vectors - 1] = last == 16 ? C::load16(row + 16 * (vectors - 1)) : C::load_some(row + 16 * (vectors - 1), last);
+        for (int i = 0; i < count; ++i) {
+            if (checked && !(seen.by[i][tile] >> bit & 1)) continue;
+            const F32x16 weight = broadcast(weights[i][key]);
+            for (int j = 0; j < vectors; ++j) acc[i][j] = fma(weight, v[j], acc[i][j]);
+        }
+    }
+}
+
+// Values [from .. from + width) of a head, weighted: out[i][from + j] = sum over keys of weights[i][key] * values[key][from + j]
 template <class C, int count, int vectors>
-LLAMA_EXT_INLINE void weigh(const typename C::Element* values, int64_t head_dim, const uint32_t* any, int tiles, int64_t from, int last,
-                            const float (*weights)[kKeyBlock], Partial* out) {
+LLAMA_EXT_INLINE void weigh(const typename C::Element* values, int64_t head_dim, const Seen<count>& seen, int tiles, int64_t from,
+                            int last, const float (*weights)[kKeyBlock], Partial* out) {
     F32x16 acc[count][vectors];
     for (int i = 0; i < count; ++i)
         for (int j = 0; j < vectors; ++j) acc[i][j] = zero();
     for (int tile = 0; tile < tiles; ++tile) {
-        for (uint32_t mask = any[tile]; mask; mask &= mask - 1) {
-            const int key = tile * kKeyTile + __builtin_ctz(mask);
-            const typename C::Element* row = values + key * head_dim + from;
-            F32x16 v[vectors];
-            for (int j = 0; j < vectors - 1; ++j) v[j] = C::load16(row + 16 * j);
-            v[vectors - 1] = last == 16 ? C::load16(row + 16 * (vectors - 1)) : C::load_some(row + 16 * (vectors - 1), last);
-            for (int i = 0; i < count; ++i) {
-                const F32x16 weight = broadcast(weights[i][key]);
-                for (int j = 0; j < vectors; ++j) acc[i][j] = fma(weight, v[j], acc[i][j]);
-            }
-        }
+        if (seen.any[tile] == seen.all[tile])
+            weigh_tile<C, count, vectors, false>(values, head_dim, seen, tile, from, last, weights, acc);
+        else
+            weigh_tile<C, count, vectors, true>(values, head_dim, seen, tile, from, last, weights, acc);
     }
     for (int i = 0; i < count; ++i) {
         for (int j = 0; j < vectors - 1; ++j) store(out[i].values + from + 16 * j, acc[i][j]);
@@ -131,54 +132,63 @@ void attend_as(const CacheView& cache, int kv_head, int64_t block, const Query* 
     const Element* keys = reinterpret_cast<const Element*>(cache.keys) + (kv_head * cache.padded + first) * head_dim;
     const Element* values = reinterpret_cast<const Element*>(cache.values) + (kv_head * cache.padded + first) * head_dim;
 
-    uint32_t masks[count][kKeyBlock / kKeyTile], any[kKeyBlock / kKeyTile];
+    Seen<count> seen;
     int used = 0;  // tiles up to the last that anyone sees
     for (int t = 0; t < tiles; ++t) {
-        any[t] = 0;
-        for (int i = 0; i < count; ++i) any[t] |= masks[i][t] = visible(queries[i].slots, first + t * kKeyTile, end);
-        if (any[t]) used = t + 1;
+        seen.any[t] = 0;
+        seen.all[t] = ~0u;
+        for (int i = 0; i < count; ++i) {
+            seen.by[i][t] = visible(queries[i].slots, first + t * kKeyTile, end);
+            seen.any[t] |= seen.by[i][t];
+            seen.all[t] &= seen.by[i][t];
+        }
+        if (seen.any[t]) used = t + 1;
     }
 
     alignas(64) float scores[count][kKeyBlock];
     int t = 0;
-    for (; t + 4 <= used; t += 4) score<C, count, 4>(keys + t * kKeyTile * head_dim, queries, head_dim, reinterpret_cast<float(*)[kKeyBlock]>(&scores[0][t * kKeyTile]));
-    for (; t < used; ++t) score<C, count, 1>(keys + t * kKeyTile * head_dim, queries, head_dim, reinterpret_cast<float(*)[kKeyBlock]>(&scores[0][t * kKeyTile]));
+    for (; t + 4 <= used; t += 4) score<C, count, 4>(keys + t * kKeyTile * head_dim, queries, head_dim, scores, t * kKeyTile);
+    for (; t < used; ++t) score<C, count, 1>(keys + t * kKeyTile * head_dim, queries, head_dim, scores, t * kKeyTile);
 
     for (int i = 0; i < count; ++i) {
         const F32x16 nothing = broadcast(-__builtin_inff());
         F32x16 largest = nothing;
-        bool sees = false;
+        bool sees_any = false;
         for (t = 0; t < used; ++t) {
-            if (!masks[i][t]) continue;
-            sees = true;
-            largest = max(largest, select(masks[i][t], load(scores[i] + t * kKeyTile), nothing));
+            if (!seen.by[i][t]) continue;
+            sees_any = true;
+            largest = max(largest, select(seen.by[i][t], load(scores[i] + t * kKeyTile), nothing));
         }
         out[i].maximum = reduce_max(largest);
         F32x16 sum = zero();
         for (t = 0; t < used; ++t) {
             // Slots that this query does not see weigh nothing, whatever lies there.
-            const F32x16 weight = select(masks[i][t], exp(load(scores[i] + t * kKeyTile) - broadcast(out[i].maximum)), zero());
-            if (masks[i][t]) sum = sum + weight;
+            const F32x16 weight = select(seen.by[i][t], exp(load(scores[i] + t * kKeyTile) - broadcast(out[i].maximum)), zero());
+            if (seen.by[i][t]) sum = sum + weight;
             store(scores[i] + t * kKeyTile, weight);
         }
-        out[i].sum = sees ? reduce_add(sum) : 0.0f;
+        out[i].sum = sees_any ? reduce_add(sum) : 0.0f;
     }
 
     int64_t from = 0;
-    for (; from + 64 <= head_dim; from += 64) weigh<C, count, 4>(values, head_dim, any, used, from, 16, scores, out);
+    for (; from + 64 <= head_dim; from += 64) weigh<C, count, 4>(values, head_dim, seen, used, from, 16, scores, out);
     for (; from < head_dim; from += 16) {
         const int width = static_cast<int>(head_dim - from < 16 ? head_dim - from : 16);
-        weigh<C, count, 1>(values, head_dim, any, used, from, width, scores, out);
+        weigh<C, count, 1>(values, head_dim, seen, used, from, width, scores, out);
     }
 }
 
 template <class C>
 void attend_counted(const CacheView& cache, int kv_head, int64_t block, const Query* queries, int count, Partial* out) {
     switch (count) {
-        case 1: return attend_as<C, 1>(cache, kv_head, block, queries, out);
-        case 2: return attend_as<C, 2>(cache, kv_head, block, queries, out);
-        case 3: return attend_as<C, 3>(cache, kv_head, block, queries, out);
-        default: return attend_as<C, 4>(cache, kv_head, block, queries, out);
+        case 1:
+            return attend_as<C, 1>(cache, kv_head, block, queries, out);
+        case 2:
+            return attend_as<C, 2>(cache, kv_head, block, queries, out);
+        case 3:
+            return attend_as<C, 3>(cache, kv_head, block, queries, out);
+        default:
+            return attend_as<C, 4>(cache, kv_head, block, queries, out);
     }
 }
 
@@ -186,17 +196,23 @@ void attend_counted(const CacheView& cache, int kv_head, int64_t block, const Qu
 
 void append(const CacheView& cache, int kv_head, int64_t slot, const float* k, const float* v) {
     switch (cache.format) {
-        case CacheFormat::f32: return append_as<F32Cache>(cache, kv_head, slot, k, v);
-        case CacheFormat::f16: return append_as<F16Cache>(cache, kv_head, slot, k, v);
-        case CacheFormat::bf16: return append_as<Bf16Cache>(cache, kv_head, slot, k, v);
+        case CacheFormat::f32:
+            return append_as<F32Cache>(cache, kv_head, slot, k, v);
+        case CacheFormat::f16:
+            return append_as<F16Cache>(cache, kv_head, slot, k, v);
+        case CacheFormat::bf16:
+            return append_as<Bf16Cache>(cache, kv_head, slot, k, v);
     }
 }
 
 void attend(const CacheView& cache, int kv_head, int64_t block, const Query* queries, int count, Partial* out) {
     switch (cache.format) {
-        case CacheFormat::f32: return attend_counted<F32Cache>(cache, kv_head, block, queries, count, out);
-        case CacheFormat::f16: return attend_counted<F16Cache>(cache, kv_head, block, queries, count, out);
-        case CacheFormat::bf16: return attend_counted<Bf16Cache>(cache, kv_head, block, queries, count, out);
+        case CacheFormat::f32:
+            return attend_counted<F32Cache>(cache, kv_head, block, queries, count, out);
+        case CacheFormat::f16:
+            return attend_counted<F16Cache>(cache, kv_head, block, queries, count, out);
+        case CacheFormat::bf16:
+            return attend_counted<Bf16Cache>(cache, kv_head, block, queries, count, out);
     }
 }
 

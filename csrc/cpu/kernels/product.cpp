@@ -1,6 +1,6 @@
 // Products of packed weights with 1 to any number of rows. Compiled once a SIMD level.
 //
-// One call computes one group of 16 outputs for `rows` tokens. Tokens are taken in tiles of 8, 4, 2 and 1: within a tile the
+// One call computes one group of 16 outputs for `rows` tokens. Tokens are taken in tiles of 8 or fewer: within a tile the
 // weights are unpacked once and meet every token; between tiles they come from the L1 or L2 cache. For each token and output
 // the additions happen in the order of the columns, in one lane, whatever the tile: a token's result is the same bits
 // however many others go along.
@@ -21,8 +21,10 @@ LLAMA_EXT_INLINE const std::byte* vector(const std::byte* p, int i) { return p +
 // Bit `n` of every byte moved to bit 4.
 template <int n>
 LLAMA_EXT_INLINE I32x16 fifth_bits(I32x16 bits) {
-    if constexpr (n <= 4) return shift_left<4 - n>(bits) & broadcast(0x10101010);
-    else return shift_right<n - 4>(bits) & broadcast(0x10101010);
+    if constexpr (n <= 4)
+        return shift_left<4 - n>(bits) & broadcast(0x10101010);
+    else
+        return shift_right<n - 4>(bits) & broadcast(0x10101010);
 }
 
 // One description a format. A packed block holds kSubBlocks times 32 weights of 16 rows; kOffset is what the stored
@@ -35,9 +37,13 @@ struct Block32 {
     const std::byte* p;
 
     template <int>
-    LLAMA_EXT_INLINE F32x16 scale_of(const Block32& b) { return load_f16(b.p); }
+    LLAMA_EXT_INLINE F32x16 scale_of(const Block32& b) {
+        return load_f16(b.p);
+    }
     template <int>
-    LLAMA_EXT_INLINE F32x16 minimum_of(const Block32& b) { return load_f16(b.p + 32); }
+    LLAMA_EXT_INLINE F32x16 minimum_of(const Block32& b) {
+        return load_f16(b.p + 32);
+    }
 };
 
 template <bool minimum_>
@@ -142,7 +148,9 @@ struct Q6K {
     explicit Q6K(const std::byte* block) : p(block), d(load_f16(block)) {}
 
     template <int>
-    LLAMA_EXT_INLINE F32x16 scale_of(const Q6K& b) { return b.d; }
+    LLAMA_EXT_INLINE F32x16 scale_of(const Q6K& b) {
+        return b.d;
+    }
     // int8 scale of 16-weight piece i
     template <int i>
     LLAMA_EXT_INLINE I32x16 half_scale(const Q6K& b) {
@@ -157,8 +165,10 @@ struct Q6K {
         for (int l = 0; l < 8; ++l) {
             const I32x16 both = load_words(vector(low, l)), bits = load_words(vector(high, l));
             I32x16 pair;
-            if constexpr (quarter < 2) pair = shift_left<4 - 2 * quarter>(bits);
-            else pair = shift_right<2 * quarter - 4>(bits);
+            if constexpr (quarter < 2)
+                pair = shift_left<4 - 2 * quarter>(bits);
+            else
+                pair = shift_right<2 * quarter - 4>(bits);
             w[l] = (quarter / 2 ? high_nibbles(both) : low_nibbles(both)) | (pair & broadcast(0x30303030));
         }
     }
@@ -179,6 +189,10 @@ LLAMA_EXT_INLINE int32_t word_at(const int8_t* p) {
 
 // sum(w x) over 16 or 32 columns, w unsigned or signed bytes in `words` vectors, x two digits a value: x at [.. 4 * words)
 // of the high digits and, 32 bytes on, of the low ones. `bias` is added once, in every lane.
+//
+// Nothing wraps: |digits| are at most 127 and 64, unsigned bytes at most 255 (Q8_0 with 128 added, on AVX-512), and the bias is
+// at most 128 times the sum of 32 values.
+static_assert(32LL * 255 * (127 * 128 + 64) + 128LL * 32 * static_cast<int>(kLargestQ15) < INT32_MAX);
 template <bool is_signed, int words>
 LLAMA_EXT_INLINE I32x16 dot(const I32x16* w, const int8_t* x, int32_t bias) {
     I32x16 high = broadcast(0), low = broadcast(bias);
@@ -196,7 +210,8 @@ LLAMA_EXT_INLINE I32x16 dot(const I32x16* w, const int8_t* x, int32_t bias) {
 
 // Sub-block j of one packed block against `tile` tokens. digits, scale, sum16: of the tile's first token, at this sub-block.
 template <class B, int j, int tile>
-LLAMA_EXT_INLINE void sub_block(const B& block, const int8_t* digits, const float* scale, const int32_t* sum16, int64_t cols, F32x16 (&acc)[tile]) {
+LLAMA_EXT_INLINE void sub_block(const B& block, const int8_t* digits, const float* scale, const int32_t* sum16, int64_t cols,
+                                F32x16 (&acc)[tile]) {
     I32x16 w[8];
     block.template unpack<j>(w);
     const F32x16 d = B::template scale_of<j>(block);
@@ -209,7 +224,8 @@ LLAMA_EXT_INLINE void sub_block(const B& block, const int8_t* digits, const floa
             // In floats: an integer sum of 16 columns times its scale can pass 32 bits.
             const F32x16 first = to_f32(dot<false, 4>(w, x, -B::kOffset * sums[0]));
             const F32x16 second = to_f32(dot<false, 4>(w + 4, x + 16, -B::kOffset * sums[1]));
-            sum = fma(second, to_f32(B::template half_scale<2 * j + 1>(block)), first * to_f32(B::template half_scale<2 * j>(block)));
+            sum = fma(second, to_f32(B::template half_scale<2 * j + 1>(block)),
+                      first * to_f32(B::template half_scale<2 * j>(block)));
         } else {
             const int32_t bias = B::kSigned ? kSignedBias : -B::kOffset;
             sum = to_f32(dot<B::kSigned, 8>(w, x, bias * (sums[0] + sums[1])));
@@ -278,30 +294,25 @@ struct FloatTile {
     }
 };
 
+// The rest of the rows in tiles of `tile`, then of half of that, down to one.
+template <template <class, int> class Tile, class B, int tile>
+LLAMA_EXT_INLINE void tiles(const std::byte* p, int64_t cols, const Activation& x, int64_t row, int64_t end, float* out) {
+    for (; row + tile <= end; row += tile, out += tile * kGroup) Tile<B, tile>::run(p, cols, x, row, out);
+    if constexpr (tile > 1) tiles<Tile, B, tile / 2>(p, cols, x, row, end, out);
+}
+
 template <template <class, int> class Tile, class B>
 void product(const PackedWeight& w, int64_t group, const Activation& x, int64_t row, int64_t rows, float* out) {
-    const std::byte* p = w.data + static_cast<size_t>(group) * w.group_bytes;
-    const int64_t end = row + rows;
-    for (; row + 8 <= end; row += 8, out += 8 * kGroup) Tile<B, 8>::run(p, w.cols, x, row, out);
-    if (row + 4 <= end) {
-        Tile<B, 4>::run(p, w.cols, x, row, out);
-        row += 4;
-        out += 4 * kGroup;
-    }
-    if (row + 2 <= end) {
-        Tile<B, 2>::run(p, w.cols, x, row, out);
-        row += 2;
-        out += 2 * kGroup;
-    }
-    if (row < end) Tile<B, 1>::run(p, w.cols, x, row, out);
+    tiles<Tile, B, kLargestTile>(w.data + static_cast<size_t>(group) * w.group_bytes, w.cols, x, row, row + rows, out);
 }
 
 }  // namespace
 
 const ProductFn kProducts[kFormats] = {
-    product<FloatTile, F32Weights>, product<FloatTile, F16Weights>, product<FloatTile, Bf16Weights>, product<IntegerTile, Q8>,
-    product<IntegerTile, Q4<false>>,     product<IntegerTile, Q4<true>>,      product<IntegerTile, Q5<false>>, product<IntegerTile, Q5<true>>,
-    product<IntegerTile, QK<false>>,     product<IntegerTile, QK<true>>,      product<IntegerTile, Q6K>,
+    product<FloatTile, F32Weights>,  product<FloatTile, F16Weights>,  product<FloatTile, Bf16Weights>,
+    product<IntegerTile, Q8>,        product<IntegerTile, Q4<false>>, product<IntegerTile, Q4<true>>,
+    product<IntegerTile, Q5<false>>, product<IntegerTile, Q5<true>>,  product<IntegerTile, QK<false>>,
+    product<IntegerTile, QK<true>>,  product<IntegerTile, Q6K>,
 };
 
 }  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL

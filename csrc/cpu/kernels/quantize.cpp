@@ -10,12 +10,13 @@ void quantize_q15(const float* x, int64_t n, int8_t* digits, float* scale, int32
         const int32_t largest_bits = reduce_max(max(f32_to_bits(abs(values[0])), f32_to_bits(abs(values[1]))));
         float largest;
         memcpy(&largest, &largest_bits, sizeof largest);
-        // A block so small that the division would overflow counts as zeros; a NaN or an infinity stays visible in the scale.
-        const bool tiny = largest < 1e-33f;
+        // A block so small that the division would overflow counts as zeros. A NaN or an infinity stays visible in the scale; the
+        // integers under it are zeros, so that no sum of them wraps.
+        const bool tiny = largest < 1e-33f, finite = largest_bits < 0x7f800000;
         const float to_int = tiny ? 0.0f : kLargestQ15 / largest;
         *scale++ = tiny ? 0.0f : largest / kLargestQ15;
         for (int half = 0; half < 2; ++half) {
-            const I32x16 q = round_to_i32(values[half] * broadcast(to_int));
+            const I32x16 q = finite ? round_to_i32(values[half] * broadcast(to_int)) : broadcast(0);
             const I32x16 high = shift_right_signed<kDigitShift>(q + broadcast(int32_t{1} << (kDigitShift - 1)));
             store_i8(digits + 16 * half, high);
             store_i8(digits + 32 + 16 * half, q - shift_left<kDigitShift>(high));

@@ -32,8 +32,9 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
-// e^x to about 2 ulp; 0 below -87.3, where the exact value is nearly subnormal; clamped at 88.3 (3e38). After Cephes' expf:
-// x = n ln 2 + r, e^r by a polynomial, then n into the exponent.
+// e^x within 1.3 ulp for -87.3 <= x <= 88.3; 0 below, and e^88.3 (2.2e38) above, so that an infinity becomes a large number:
+// softmax never asks for more than e^0, and silu's x / (1 + e^-x) is 0 there either way. After Cephes' expf: x = n ln 2 + r, e^r
+// by a polynomial, then n into the exponent. A NaN stays a NaN.
 LLAMA_EXT_INLINE F32x16 exp(F32x16 x) {
     const uint32_t tiny = less(x, broadcast(-87.3f));
     // max and min give back their second operand when either is a NaN, so that a NaN stays one.

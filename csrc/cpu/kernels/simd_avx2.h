@@ -5,6 +5,8 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
+inline constexpr int kLargestTile = 4;  // tokens a product takes at once: 16 registers of half the width
+
 struct F32x16 {
     __m256 a, b;
 };
@@ -43,7 +45,9 @@ LLAMA_EXT_INLINE F32x16 operator+(F32x16 x, F32x16 y) { return {_mm256_add_ps(x.
 LLAMA_EXT_INLINE F32x16 operator-(F32x16 x, F32x16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 LLAMA_EXT_INLINE F32x16 operator*(F32x16 x, F32x16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 LLAMA_EXT_INLINE F32x16 operator/(F32x16 x, F32x16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-LLAMA_EXT_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+LLAMA_EXT_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
 LLAMA_EXT_INLINE F32x16 max(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 LLAMA_EXT_INLINE F32x16 min(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 LLAMA_EXT_INLINE F32x16 abs(F32x16 x) {
@@ -82,7 +86,6 @@ LLAMA_EXT_INLINE I32x16 load_words(const void* p) {
 }
 LLAMA_EXT_INLINE I32x16 operator+(I32x16 x, I32x16 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 LLAMA_EXT_INLINE I32x16 operator-(I32x16 x, I32x16 y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-LLAMA_EXT_INLINE I32x16 operator*(I32x16 x, I32x16 y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
 LLAMA_EXT_INLINE I32x16 operator&(I32x16 x, I32x16 y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 LLAMA_EXT_INLINE I32x16 operator|(I32x16 x, I32x16 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 template <int n>
@@ -118,7 +121,8 @@ LLAMA_EXT_INLINE int32_t reduce_add(I32x16 x) {
 LLAMA_EXT_INLINE void store_i8(int8_t* p, I32x16 x) {
     // packs_epi32 works within halves of 128 bits: 0-3 8-11 | 4-7 12-15, mended by one permutation of 64-bit quarters
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
 // maddubs adds pairs of products in 16 bits: unsigned bytes up to 127 against int8 stay within them

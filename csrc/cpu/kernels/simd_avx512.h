@@ -5,6 +5,9 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
+inline constexpr int kLargestTile =
+    8;  // tokens a product takes at once: 32 registers hold eight tokens' sums beside the unpacked weights
+
 struct F32x16 {
     __m512 v;
 };
@@ -16,8 +19,12 @@ LLAMA_EXT_INLINE F32x16 zero() { return {_mm512_setzero_ps()}; }
 LLAMA_EXT_INLINE F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
 LLAMA_EXT_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 LLAMA_EXT_INLINE void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x.v); }
-LLAMA_EXT_INLINE F32x16 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)}; }
-LLAMA_EXT_INLINE void store_first(float* p, int n, F32x16 x) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x.v); }
+LLAMA_EXT_INLINE F32x16 load_first(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p)};
+}
+LLAMA_EXT_INLINE void store_first(float* p, int n, F32x16 x) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x.v);
+}
 LLAMA_EXT_INLINE F32x16 load_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))}; }
 LLAMA_EXT_INLINE F32x16 load_bf16(const void* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
@@ -43,7 +50,6 @@ LLAMA_EXT_INLINE I32x16 broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
 LLAMA_EXT_INLINE I32x16 load_words(const void* p) { return {_mm512_loadu_si512(p)}; }
 LLAMA_EXT_INLINE I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 LLAMA_EXT_INLINE I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-LLAMA_EXT_INLINE I32x16 operator*(I32x16 a, I32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 LLAMA_EXT_INLINE I32x16 operator&(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 LLAMA_EXT_INLINE I32x16 operator|(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int n>
@@ -67,10 +73,14 @@ LLAMA_EXT_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, 
 LLAMA_EXT_INLINE int32_t reduce_max(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
 LLAMA_EXT_INLINE int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 // 16 values within int8's range -> 16 bytes
-LLAMA_EXT_INLINE void store_i8(int8_t* p, I32x16 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v)); }
+LLAMA_EXT_INLINE void store_i8(int8_t* p, I32x16 a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
 
 // acc + the dot product, lane by lane, of 4 unsigned bytes of w and the 4 signed bytes of x (the same for every lane)
-LLAMA_EXT_INLINE I32x16 dot4_unsigned(I32x16 acc, I32x16 w, int32_t x) { return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))}; }
+LLAMA_EXT_INLINE I32x16 dot4_unsigned(I32x16 acc, I32x16 w, int32_t x) {
+    return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(x))};
+}
 // the same for signed bytes of w: the hardware wants them unsigned, so 128 is added to each (by flipping the top bit), and
 // the sum starts at kSignedBias times the sum of the x it will meet
 inline constexpr int32_t kSignedBias = -128;

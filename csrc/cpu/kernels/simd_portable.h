@@ -7,6 +7,8 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
+inline constexpr int kLargestTile = 2;  // tokens a product takes at once: more would cost minutes of compiling and bring nothing
+
 struct F32x16 {
     float v[16];
 };
@@ -14,9 +16,9 @@ struct I32x16 {
     int32_t v[16];
 };
 
-#define LLAMA_EXT_LANES(type, expression)                             \
-    type result;                                                      \
-    for (int i = 0; i < 16; ++i) result.v[i] = expression;            \
+#define LLAMA_EXT_LANES(type, expression)                  \
+    type result;                                           \
+    for (int i = 0; i < 16; ++i) result.v[i] = expression; \
     return result
 
 // Unsigned arithmetic wraps, signed does not: the lanes are added, multiplied and shifted as unsigned.
@@ -68,7 +70,9 @@ LLAMA_EXT_INLINE uint32_t less(F32x16 x, F32x16 y) {
     for (int i = 0; i < 16; ++i) mask |= static_cast<uint32_t>(x.v[i] < y.v[i]) << i;
     return mask;
 }
-LLAMA_EXT_INLINE F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) { LLAMA_EXT_LANES(F32x16, (mask >> i & 1) ? yes.v[i] : no.v[i]); }
+LLAMA_EXT_INLINE F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) {
+    LLAMA_EXT_LANES(F32x16, (mask >> i & 1) ? yes.v[i] : no.v[i]);
+}
 LLAMA_EXT_INLINE float reduce_add(F32x16 x) {
     for (int width = 8; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) x.v[i] += x.v[i + width];
@@ -88,7 +92,6 @@ LLAMA_EXT_INLINE I32x16 load_words(const void* p) {
 }
 LLAMA_EXT_INLINE I32x16 operator+(I32x16 x, I32x16 y) { LLAMA_EXT_LANES(I32x16, s(u(x.v[i]) + u(y.v[i]))); }
 LLAMA_EXT_INLINE I32x16 operator-(I32x16 x, I32x16 y) { LLAMA_EXT_LANES(I32x16, s(u(x.v[i]) - u(y.v[i]))); }
-LLAMA_EXT_INLINE I32x16 operator*(I32x16 x, I32x16 y) { LLAMA_EXT_LANES(I32x16, s(u(x.v[i]) * u(y.v[i]))); }
 LLAMA_EXT_INLINE I32x16 operator&(I32x16 x, I32x16 y) { LLAMA_EXT_LANES(I32x16, x.v[i] & y.v[i]); }
 LLAMA_EXT_INLINE I32x16 operator|(I32x16 x, I32x16 y) { LLAMA_EXT_LANES(I32x16, x.v[i] | y.v[i]); }
 template <int n>
@@ -105,8 +108,11 @@ LLAMA_EXT_INLINE I32x16 shift_right_signed(I32x16 x) {
 }
 
 LLAMA_EXT_INLINE F32x16 to_f32(I32x16 x) { LLAMA_EXT_LANES(F32x16, static_cast<float>(x.v[i])); }
-// To nearest even by pushing the fraction out of the mantissa; exact for |x| < 2^22, which is all that kernels ask for.
-LLAMA_EXT_INLINE I32x16 round_to_i32(F32x16 x) { LLAMA_EXT_LANES(I32x16, bits_of_float(x.v[i] + 12582912.0f) - 0x4b400000); }
+// To nearest even by pushing the fraction out of the mantissa; exact for |x| < 2^22, which is all that kernels ask for. A NaN
+// gives the smallest integer, as in hardware: exp() shifts it to nothing, where a NaN's own bits would make the NaN a number.
+LLAMA_EXT_INLINE I32x16 round_to_i32(F32x16 x) {
+    LLAMA_EXT_LANES(I32x16, x.v[i] == x.v[i] ? bits_of_float(x.v[i] + 12582912.0f) - 0x4b400000 : INT32_MIN);
+}
 LLAMA_EXT_INLINE F32x16 bits_to_f32(I32x16 x) { LLAMA_EXT_LANES(F32x16, float_of_bits(x.v[i])); }
 LLAMA_EXT_INLINE I32x16 f32_to_bits(F32x16 x) { LLAMA_EXT_LANES(I32x16, bits_of_float(x.v[i])); }
 LLAMA_EXT_INLINE I32x16 max(I32x16 x, I32x16 y) { LLAMA_EXT_LANES(I32x16, x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
@@ -126,8 +132,7 @@ LLAMA_EXT_INLINE void store_i8(int8_t* p, I32x16 x) {
 
 LLAMA_EXT_INLINE I32x16 dot4_unsigned(I32x16 acc, I32x16 w, int32_t x) {
     for (int i = 0; i < 16; ++i)
-        for (int byte = 0; byte < 32; byte += 8)
-            acc.v[i] += s(u(w.v[i]) >> byte & 255) * static_cast<int8_t>(u(x) >> byte & 255);
+        for (int byte = 0; byte < 32; byte += 8) acc.v[i] += s(u(w.v[i]) >> byte & 255) * static_cast<int8_t>(u(x) >> byte & 255);
     return acc;
 }
 inline constexpr int32_t kSignedBias = 0;
