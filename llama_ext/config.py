@@ -26,6 +26,23 @@ class RopeScaling:
     original_max_position_embeddings: int
 
 
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "hidden_size": (1, 2**24),
+    "intermediate_size": (1, 2**24),
+    "num_hidden_layers": (1, 10_000),
+    "num_attention_heads": (1, 65_536),
+    "num_key_value_heads": (1, 65_536),
+    "head_dim": (1, 65_536),
+    "vocab_size": (1, 2**22),
+    "max_position_embeddings": (1, 2**32),
+    "attention_chunk_size": (0, 2**32),
+    "sliding_window": (0, 2**32),
+    "floor_scale": (1, 2**31 - 1),
+    "rms_norm_eps": (1e-30, 1),
+    "rope_theta": (1e-6, 1e30),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
     """Names are those of a Hugging Face `config.json`; units are elements, positions and layers.
@@ -59,24 +76,19 @@ class LlamaConfig:
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Everything is compared with what the compiled part takes before anything of its size is made.
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # nor a NaN
+                raise CheckpointError(
+                    f"the config's {name} must be from {least:,} to {most:,}, is {value}; convert the model again."
+                )
         set_field = object.__setattr__
         if not self.layer_kinds:
             kind = "sliding" if self.sliding_window else "global"
             set_field(self, "layer_kinds", (kind,) * self.num_hidden_layers)
         if not self.rope_layers:
             set_field(self, "rope_layers", (True,) * self.num_hidden_layers)
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) <= 0:
-                raise CheckpointError(f"the config's {name} must be positive, is {getattr(self, name)}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"the config's {self.num_attention_heads} attention heads cannot share "
@@ -125,9 +137,9 @@ class LlamaConfig:
             CheckpointError: another architecture, a missing or mistyped key, or a feature that is not served.
         """
         architecture = metadata.get("general.architecture")
-        if architecture != "llama":
+        if not isinstance(architecture, str) or architecture != "llama":
             raise CheckpointError(
-                f"this GGUF holds a model of architecture {architecture!r}; only 'llama' is served so far."
+                f"this GGUF holds a model of architecture {architecture!r:.60}; only 'llama' is served so far."
             )
 
         def get(key: str, kind: type[Any], default: Any = None) -> Any:
@@ -145,6 +157,11 @@ class LlamaConfig:
 
         if get("expert_count", int, 0):
             raise CheckpointError("this GGUF holds a mixture of experts, which is not served yet.")
+        if metadata.get("llama.attention.causal", True) is not True or get("pooling_type", int, 0):
+            raise CheckpointError(
+                "this GGUF holds a model of embeddings ('llama.attention.causal', 'llama.pooling_type'), "
+                "which is not served; use one that generates text."
+            )
         layers = get("block_count", int)
         heads = get("attention.head_count", int)
         hidden = get("embedding_length", int)
@@ -163,14 +180,20 @@ class LlamaConfig:
                 "('llama.rope.dimension_count') is not served."
             )
         scaling = metadata.get("llama.rope.scaling.type", "none")
-        if scaling not in ("none", ""):
+        if not isinstance(scaling, str) or scaling not in ("none", ""):
             raise CheckpointError(
-                f"RoPE scaling {scaling!r} ('llama.rope.scaling.type') is not served; "
+                f"RoPE scaling {scaling!r:.60} ('llama.rope.scaling.type') is not served; "
                 "Llama 3's scaling comes as the tensor 'rope_freqs.weight'."
             )
+        for key in ("rope.scale_linear", "rope.scaling.factor", "rope.scaling.attn_factor"):
+            if (factor := get(key, float, 1.0)) != 1:
+                raise CheckpointError(
+                    f"RoPE scaling by {factor:g} ('llama.{key}') is not served; "
+                    "Llama 3's scaling comes as the tensor 'rope_freqs.weight'."
+                )
         tokens = metadata.get("tokenizer.ggml.tokens")
         vocab = metadata.get("llama.vocab_size", len(tokens) if isinstance(tokens, list) else None)
-        if not isinstance(vocab, int):
+        if not isinstance(vocab, int) or isinstance(vocab, bool):
             raise CheckpointError("the GGUF says nothing of the vocabulary's size; convert the model again.")
         return cls(
             hidden_size=hidden,

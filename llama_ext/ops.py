@@ -40,9 +40,7 @@ _fake: Callable[[str], Callable[[_F], _F]] = torch.library.register_fake
 def _check_torch(version: str) -> None:
     major, minor = version.split(".")[:2]
     if (int(major), int(minor)) < (2, 10):
-        raise ImportError(
-            f"llama_ext.ops needs PyTorch 2.10 or later, not {version}: install torch (2.10 or later)."
-        )
+        raise ImportError(f"llama_ext.ops needs PyTorch 2.10 or later, not {version}: install torch (2.10 or later).")
 
 
 def _load(module: str) -> None:

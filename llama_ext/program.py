@@ -150,9 +150,10 @@ def build(
 
     frequencies = config.inverse_frequencies()
     if rope_factors is not None:
-        if rope_factors.shape != (len(frequencies),) or not np.all(rope_factors > 0):
+        fine = rope_factors.shape == (len(frequencies),) and np.all(np.isfinite(rope_factors) & (rope_factors > 0))
+        if not fine:
             raise CheckpointError(
-                f"'rope_freqs.weight' must hold {len(frequencies)} positive factors; convert the model again."
+                f"'rope_freqs.weight' must hold {len(frequencies)} positive, finite factors; convert the model again."
             )
         frequencies = [f / float(d) for f, d in zip(frequencies, rope_factors, strict=True)]
 
@@ -221,6 +222,13 @@ def build(
         )
     except ValueError as error:
         raise CheckpointError(f"the checkpoint does not fit its config: {error}.") from error
+    # The instructions agree with one another by now; a feed-forward of another size than the config's still would.
+    for step in code:
+        if isinstance(step, GateUp) and step.gate.rows != config.intermediate_size:
+            raise CheckpointError(
+                f"the config has an intermediate size of {config.intermediate_size:,}, '{step.gate.name}' has "
+                f"{step.gate.rows:,} rows; convert the model again."
+            )
     return Program(config, native)
 
 

@@ -40,7 +40,7 @@ def _number(name: str, value: object, allowed: str) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer of hundreds of digits
-        return math.inf if value > 0 else -math.inf
+        return math.inf
 
 
 def _integer(name: str, value: object, allowed: str) -> int:

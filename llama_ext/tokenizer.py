@@ -253,6 +253,12 @@ class _Vocabulary:
         return ends
 
 
+def _checked_ids(ids: Iterable[int]) -> Iterable[int]:
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise OptionError(f"Token ids are a list or an array of integers, not {ids!r:.60}: pass what `encode` gives.")
+    return ids
+
+
 class StreamDecoder:
     """Turns ids into text one at a time and never emits half a character: bytes wait until their character is
     complete."""

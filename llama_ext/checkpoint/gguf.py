@@ -295,9 +295,13 @@ def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, ob
     """Read one file, add its tensors to `tensors` and return its version and metadata."""
     view = _map(path)
     header = _Header(path, view)
-    magic = view[header.take(4, "the magic number") : header.at]
+    magic = view[:4]
+    header.at = len(magic)
     if magic != b"GGUF":
-        header.fail(f"it begins with {magic!r}, not with b'GGUF'", "give a GGUF file, or download this one again")
+        header.fail(
+            f"it is no GGUF file, it begins with {magic!r}, not with b'GGUF'",
+            "give a GGUF file, or download this one again",
+        )
     version = header.u32("the version")
     if version not in (2, 3):
         if version & 0xFFFF == 0 and version != 0:

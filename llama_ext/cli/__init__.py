@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from llama_ext import __version__
-from llama_ext.errors import LlamaExtError
+from llama_ext.cli import common
+from llama_ext.errors import CheckpointError, LlamaExtError
 
 __all__ = ["build_parser", "main"]
 
@@ -49,25 +50,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 where the user can mend what went wrong (said in one line on stderr), 130 after
         Ctrl-C, 141 where nobody reads the output any more.
     """
+    _fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
     try:
         options = build_parser().parse_args(arguments)
         options.run(options)
-        sys.stdout.flush()
+        common.write("")
     except BrokenPipeError:
-        # What is still buffered has nowhere to go; without this the interpreter would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
-    except LlamaExtError as error:
+    except CheckpointError as error:  # speaks of a file
         return _fail(str(error))
+    except LlamaExtError as error:
+        return _fail(common.in_words_of_the_command_line(str(error)))
     except OSError as error:
+        if error.filename == common.STDOUT:
+            _drop_output()
         return _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     return 0
+
+
+def _fill_closed_streams() -> None:
+    """Gives the streams that the caller closed (`<&-`, `>&-`), which Python leaves None, to nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
+
+
+def _drop_output() -> None:
+    # What is still buffered has nowhere to go; without this the interpreter would complain at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

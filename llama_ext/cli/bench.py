@@ -40,20 +40,19 @@ def run(options: argparse.Namespace) -> None:
         common.print_json(figures)
         return
     decode, prefill, probe = figures["decode"], figures["prefill"], figures["read_bandwidth"]
-    print(figures["summary"])
-    print(f"load          {figures['load_seconds']:.2f} s")
-    print(f"prefill       {prefill['tokens_per_second']:,.1f} tokens/s ({figures['prompt']:,} tokens)")
-    print(
+    used, there = decode["bytes_per_second"] / 1e9, probe["bytes_per_second"] / 1e9
+    lines = [
+        figures["summary"],
+        f"load          {figures['load_seconds']:.2f} s",
+        f"prefill       {prefill['tokens_per_second']:,.1f} tokens/s ({figures['prompt']:,} tokens)",
         f"decode        {decode['tokens_per_second']:,.1f} tokens/s "
-        f"({decode['milliseconds_per_token']:.2f} ms a token, {figures['decode_tokens']:,} tokens)"
-    )
-    print(
+        f"({decode['milliseconds_per_token']:.2f} ms a token, {figures['decode_tokens']:,} tokens)",
         f"read a token  {figures['bytes_per_token'] / 1e6:,.1f} MB "
         f"({figures['weight_bytes_per_token'] / 1e6:,.1f} weights, "
-        f"{figures['cache_bytes_per_token'] / 1e6:,.1f} cache)"
-    )
-    used, there = decode["bytes_per_second"] / 1e9, probe["bytes_per_second"] / 1e9
-    print(f"bandwidth     {used:,.1f} of {there:,.1f} GB/s: {figures['bandwidth_share']:.0%}")
+        f"{figures['cache_bytes_per_token'] / 1e6:,.1f} cache)",
+        f"bandwidth     {used:,.1f} of {there:,.1f} GB/s: {figures['bandwidth_share']:.0%}",
+    ]
+    common.write("\n".join(lines) + "\n")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    common.check_sampling(options)
     if options.message is not None and options.prompt is not None:
         raise OptionError("give the message once: by itself or with --prompt.")
     message = options.message if options.prompt is None else options.prompt
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     if message is not None:
         conversation.say(message)
     else:
-        _converse(conversation)
+        _converse(conversation, options)
 
 
 class _Conversation:
@@ -73,12 +74,13 @@ class _Conversation:
             for piece in stream:
                 pieces.append(piece)
                 if not self._options.json:
-                    print(piece, end="", flush=True)
+                    common.write(piece)
         except KeyboardInterrupt:
             if not interruptible:
                 raise
-            if not self._options.json:
-                print(" [stopped]")
+            if pieces and not self._options.json and not _on_terminals(self._options):
+                common.write("\n")
+            _say(" [stopped]\n", self._options)
             # The part that was said belongs to the conversation; a question without an answer does not.
             answer = {"role": "assistant", "content": "".join(pieces)}
             self.messages = [*self.messages, answer] if pieces else before
@@ -90,12 +92,23 @@ class _Conversation:
         if self._options.json:
             common.print_json(stream.result.to_dict())
         else:
-            print(flush=True)
+            common.write("\n")
         if self._options.timings:
             print(f"{stream.result.timings}, seed {stream.result.seed}", file=sys.stderr)
 
 
-def _converse(conversation: _Conversation) -> None:
+def _on_terminals(options: argparse.Namespace) -> bool:
+    """Whether someone types and reads here, so that standard output may hold more than answers."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and not options.json
+
+
+def _say(text: str, options: argparse.Namespace) -> None:
+    """Shows what is no answer."""
+    stream = sys.stdout if _on_terminals(options) else sys.stderr
+    print(text, end="", file=stream, flush=True)
+
+
+def _converse(conversation: _Conversation, options: argparse.Namespace) -> None:
     terminal = sys.stdin.isatty()
     if terminal:
         with contextlib.suppress(ImportError):
@@ -103,13 +116,18 @@ def _converse(conversation: _Conversation) -> None:
         print(_HELP, file=sys.stderr)
     while True:
         try:
-            line = input("> " if terminal else "").strip()
+            if terminal and not _on_terminals(options):
+                _say("> ", options)
+            line = input("> " if _on_terminals(options) else "").strip()
         except EOFError:
             if terminal:
-                print()
+                _say("\n", options)
             return
         except UnicodeDecodeError as error:
             raise OptionError(f"the message is no UTF-8 text (byte {error.start}).") from None
+        except OSError as error:
+            error.filename = error.filename or "standard input"
+            raise
         except KeyboardInterrupt:
             if not terminal:
                 raise
@@ -130,4 +148,5 @@ def _converse(conversation: _Conversation) -> None:
                 try:
                     conversation.say(line, interruptible=terminal)
                 except ContextError as error:
-                    print(f"llama-ext: {error} /reset begins anew.", file=sys.stderr)
+                    sentence = common.in_words_of_the_command_line(str(error))
+                    print(f"llama-ext: {sentence} /reset begins anew.", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,29 @@ __all__ = [
     "add_json",
     "add_model",
     "add_sampling",
+    "check_sampling",
     "generation_options",
+    "in_words_of_the_command_line",
     "load_model",
     "print_json",
     "read_text",
+    "write",
 ]
+
+STDOUT = "standard output"
+"""The `filename` of an error of writing there."""
+
+_OPTIONS = {"max_context": "--context"} | {
+    name: "--" + name.replace("_", "-")
+    for name in (
+        *("device", "threads", "kv_cache", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+        *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride"),
+    )
+}
+_NAME = "|".join(_OPTIONS)
+_LEADING = re.compile(rf"^({_NAME})(?= must be | takes )")
+_ASSIGNED = re.compile(rf"(?<![\w/'\"-])({_NAME})=(?:'([^']*)'|([^\s:;,]+?))(?=[\s:;,]|\.?$)")
+_LOADED = re.compile(r"\bload with (a smaller |a larger )?max_context\b")
 
 
 def add_model(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
@@ -91,6 +110,19 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {what}")
 
 
+def check_sampling(options: argparse.Namespace) -> None:
+    """What `add_sampling`'s arguments must fulfil before a model is loaded."""
+    if options.logprobs is not None and not options.json:
+        raise OptionError("--logprobs shows nothing without --json; add --json, or leave it out.")
+
+
+def in_words_of_the_command_line(message: str) -> str:
+    """An error's message with the names of this program's options in the place of Python's arguments."""
+    message = _LEADING.sub(lambda found: _OPTIONS[found[1]], message)
+    message = _ASSIGNED.sub(lambda found: f"{_OPTIONS[found[1]]} {found[2] or found[3]}", message)
+    return _LOADED.sub(lambda found: f"use {found[1] or ''}--context", message)
+
+
 def generation_options(options: argparse.Namespace) -> GenerationOptions:
     """The keyword arguments of `Llama.generate` that the command line gave."""
     return {
@@ -130,6 +162,9 @@ def read_text(path: str) -> str:
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode()
+    except OSError as error:
+        error.filename = error.filename or "standard input"
+        raise
     except UnicodeDecodeError as error:
         name = "standard input" if path == "-" else path
         raise OptionError(f"{name} is no UTF-8 text (byte {error.start}); convert it first.") from None
@@ -138,4 +173,20 @@ def read_text(path: str) -> str:
 def print_json(value: Any) -> None:
     """Prints `value` on one line, in escapes where standard output is not UTF-8."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, ensure_ascii=not utf8), flush=True)
+    write(json.dumps(value, ensure_ascii=not utf8) + "\n")
+
+
+def write(text: str) -> None:
+    """Puts `text` on standard output at once.
+
+    Raises:
+        OSError: that failed; its `filename` says where.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        error.filename = STDOUT
+        raise

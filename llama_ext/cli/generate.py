@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    common.check_sampling(options)
     prompt = _prompt(options)
     llm = common.load_model(options)
     stream = llm.stream(prompt, **common.generation_options(options))
@@ -33,8 +34,8 @@ def run(options: argparse.Namespace) -> None:
         common.print_json(stream.finish().to_dict())
     else:
         for piece in stream:
-            print(piece, end="", flush=True)
-        print(flush=True)
+            common.write(piece)
+        common.write("\n")
     if options.timings:
         print(f"{stream.result.timings}, seed {stream.result.seed}", file=sys.stderr)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llama_ext.cli import common
 from llama_ext.decoder import Checkpoint, open_checkpoint
+from llama_ext.errors import OptionError
 
 __all__ = ["add_arguments", "run", "summary"]
 
@@ -34,15 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(options.model, kv_cache=options.kv_cache, max_context=options.context)
+    native = checkpoint.program.native
+    rows = min(native.max_rows, native.max_context)
+    if not 1 <= options.rows <= rows:
+        raise OptionError(f"--rows must be from 1 to {rows}, the tokens that a step takes, not {options.rows}.")
+    if not 0 <= options.position <= native.max_context - options.rows:
+        raise OptionError(
+            f"--position must be from 0 to {native.max_context - options.rows}, where {options.rows} more fit into "
+            f"the context, not {options.position}."
+        )
     facts = summary(checkpoint)
     if options.json:
         if options.program:
             facts["program"] = _instructions(checkpoint, options.rows, options.position)
         common.print_json(facts)
     elif options.program:
-        print(checkpoint.program.listing(rows=options.rows, position=options.position))
+        common.write(checkpoint.program.listing(rows=options.rows, position=options.position) + "\n")
     else:
-        print(_text(facts))
+        common.write(_text(facts) + "\n")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         common.print_json({"model": str(llm.checkpoint.path), **figures})
         return
     windows = f"{result.windows} window{'s' if result.windows > 1 else ''} of up to {result.window:,} tokens"
-    print(
+    common.write(
         f"perplexity {result.perplexity:.4f} (nll {result.nll:.6f} a token): {result.scored:,} of "
-        f"{result.tokens:,} tokens scored in {windows}, {seconds:.1f} s"
+        f"{result.tokens:,} tokens scored in {windows}, {seconds:.1f} s\n"
     )

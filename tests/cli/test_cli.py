@@ -121,13 +121,17 @@ def test_timings_go_to_stderr(capsys: Capture, tiny_file: str) -> None:
     ("arguments", "sentence"),
     [
         (["-m", "/nowhere.gguf", "x"], "/nowhere.gguf: cannot be opened (No such file or directory)"),
-        (["-m", "TINY", "x", "--top-p", "2"], "top_p must be"),
+        (["-m", "TINY", "x", "--top-p", "2"], "--top-p must be"),
         (["-m", "TINY", ""], "the prompt is empty"),
         (["-m", "TINY", "x" * 3000], "the prompt has 3,000 tokens, the context holds 2,048"),
-        (["-m", "TINY", "x", "--device", "cuda"], "this build has no CUDA backend yet; use device='cpu'"),
-        (["-m", "TINY", "x", "--threads", "0"], "threads must be an integer of at least 1, not 0"),
-        (["-m", "TINY", "x", "--context", "9999"], "max_context=9999 is out of range"),
-        (["-m", "TINY", "x", "-n", "0"], "max_new_tokens must be"),
+        (
+            ["-m", "TINY", "x", "--device", "cuda"],
+            "--device cuda: this build has no CUDA backend yet; use --device cpu.",
+        ),
+        (["-m", "TINY", "x", "--threads", "0"], "--threads must be an integer of at least 1, not 0"),
+        (["-m", "TINY", "x", "--context", "9999"], "--context 9999 is out of range"),
+        (["-m", "TINY", "x", "-n", "0"], "--max-new-tokens must be"),
+        (["-m", "TINY", "x", "--logprobs", "2"], "--logprobs shows nothing without --json"),
         (["-m", "TINY", "-f", "/nowhere.txt"], "/nowhere.txt: No such file or directory."),
         (["-m", "TINY", "-f", "/"], "/: Is a directory."),
     ],
@@ -228,3 +232,17 @@ def test_inspect_the_program(capsys: Capture, tiny_file: str) -> None:
     assert [entry["name"] for entry in value["program"]][:3] == ["embed", "qkv", "attention"]
     assert value["program"][2]["cache_bytes"] == 2 * 32 * 2 * (100 + 1)
     assert value["program"][1]["weights"][1]["shape"] == [64, 64]
+
+
+@pytest.mark.parametrize("arguments", [["--rows", 0], ["--rows", 257], ["--position", -1], ["--position", 2048]])
+def test_steps_that_do_not_exist(capsys: Capture, tiny_file: str, arguments: list[object]) -> None:
+    text = run(capsys, "inspect", "-m", tiny_file, "--program", *arguments, status=2)
+    assert f"{arguments[0]} must be from" in text and text.count("\n") == 1
+
+
+def test_a_chat_on_half_a_terminal(capsys: Capture, tiny_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin(monkeypatch, b"hello\n")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["chat", "-m", tiny_file, "-n", "3", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["token_ids"]) <= 3 and out.count("\n") == 1 and "> " in err

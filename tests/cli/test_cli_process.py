@@ -116,3 +116,22 @@ def test_a_conversation_on_a_terminal() -> None:
         assert terminal.close() == 0
     finally:
         terminal.process.kill()
+
+
+def test_closed_streams_and_a_full_disk(tiny_file: str) -> None:
+    def shell(redirections: str) -> subprocess.CompletedProcess[bytes]:
+        words = [*COMMAND, "generate", "-m", tiny_file, "abc", "-n", "3"]
+        return subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirections}', "sh", *words],
+            capture_output=True,
+            timeout=60,
+            env=ENVIRONMENT,
+            check=False,
+        )
+
+    for closed in (">&-", "<&-", "<&- >&- 2>&-"):
+        result = shell(closed)
+        assert (result.returncode, result.stderr) == (0, b"")
+    result = shell("> /dev/full")
+    assert result.returncode == 2
+    assert result.stderr == b"llama-ext: error: standard output: No space left on device.\n"

@@ -366,7 +366,7 @@ def test_a_system_without_threads_is_an_error() -> None:
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-P", "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()

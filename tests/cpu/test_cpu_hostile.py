@@ -1,4 +1,4 @@
-"""Programs and calls at the edge of what is allowed: the executor refuses them or gets them right, and never crashes."""
+"""Programs and calls at the edge of what is allowed: the executor refuses them or gets them right; it never crashes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def _narrow(intermediate: int, vocab: int, hidden: int, layers: int = 3, max_row
             _core.Down(layer=layer, weight=_matrix(f"down{layer}", hidden, intermediate, layer)),
         ]
     code += [_core.Head(norm=_vector("norm", hidden), weight=_matrix("head", vocab, hidden), eps=1e-5), _core.Sample()]
-    return _core.Program(
-        vocab=vocab, hidden=hidden, max_context=16, max_rows=max_rows, ropes=[], caches=[], code=code
-    )  # type: ignore[arg-type]
+    return _core.Program(vocab=vocab, hidden=hidden, max_context=16, max_rows=max_rows, ropes=[], caches=[], code=code)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("intermediate", "vocab", "hidden"), [(1, 7, 33), (5, 1, 16), (3, 4, 1), (1, 1, 1)])

@@ -111,3 +111,12 @@ def test_a_conversation_past_the_context(tiny: llama_ext.Llama) -> None:
     with pytest.raises(llama_ext.ContextError, match="the context holds 2,048"):
         tiny.chat([{"role": "user", "content": "x" * 3000}])
     assert tiny.chat([{"role": "user", "content": "x"}], max_new_tokens=1).token_ids
+
+
+def test_a_window_and_prompts_that_shrink(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "sliding.gguf", sliding_window=32)
+    llm = llama_ext.load(path, threads=1)
+    for letters in (700, 520, 330):
+        messages = [{"role": "user", "content": "a" * letters}]
+        got = llm.chat(messages, max_new_tokens=5).token_ids
+        assert got == fresh(path, messages, max_new_tokens=5)

@@ -61,9 +61,13 @@ def test_a_slow_reader_is_not_counted(tiny: llama_ext.Llama, script: Script) -> 
 
     script("abcdef")
     stream = tiny.stream("x")
+    begun, slept = time.perf_counter(), 0.0
     for _ in stream:
+        paused = time.perf_counter()
         time.sleep(0.05)
-    assert stream.result.timings.decode_seconds < 0.1
+        slept += time.perf_counter() - paused
+    whole = time.perf_counter() - begun
+    assert slept >= 0.3 and stream.result.timings.decode_seconds <= whole - slept
 
 
 def test_pieces_join_to_the_text(smollm2: llama_ext.Llama) -> None:
@@ -207,6 +211,7 @@ def test_all_logprobs_of_a_small_vocabulary(tiny: llama_ext.Llama) -> None:
         ({"stop": [1]}, "stop takes"),
         ({"stop": 5}, "stop takes"),
         ({"logprobs": -1}, "logprobs must be"),
+        ({"progress": "yes"}, "progress must be True, False, None or a function"),
         ({"logprobs": True}, "logprobs must be"),
         ({"logprobs": 10_000}, "logprobs=10000 is too many: there are 260"),
     ],
@@ -234,7 +239,22 @@ def test_bad_prompts(tiny: llama_ext.Llama, tmp_path: Path) -> None:
     ):
         tiny.stream("x" * 3000)
     with_bos = llama_ext.load(write_tiny(tmp_path / "bos.gguf", add_bos=True), threads=1)
-    assert with_bos.generate("", max_new_tokens=1).prompt_ids == [BOS]
+    with pytest.raises(llama_ext.OptionError, match="prompt is empty"):
+        with_bos.generate("", max_new_tokens=1)
+    assert with_bos.generate("a", max_new_tokens=1).prompt_ids == [BOS, ord("a")]
+
+
+def test_many_stop_strings_cost_no_more_than_few() -> None:
+    import time
+
+    from llama_ext.decoder import _StopFinder
+
+    finder = _StopFinder(tuple(f"stop number {n:05d}" for n in range(20_000)))
+    begun = time.process_time()
+    out = "".join(finder.push(letter) for letter in "stop number " * 200)
+    # 2,400 letters against every prefix of every string would take minutes.
+    assert time.process_time() - begun < 2
+    assert out == "stop number " * 199 and finder.push("00042") == "" and finder.found == "stop number 00042"
 
 
 def test_the_end_of_the_context(tiny_path: Path, script: Script) -> None:

@@ -49,6 +49,12 @@ def test_decoding_imports_no_torch() -> None:
 def test_build_info() -> None:
     text = llama_ext.build_info()
     assert text.startswith(f"llama_ext {llama_ext.__version__}: ") and "portable" in text and "CUDA" in text
+    assert text.endswith(("with torch operators (_ops)", "no torch operators (_ops)"))
+
+
+def test_the_reference_without_torch() -> None:
+    error = run("import sys; sys.modules['torch'] = None; import llama_ext.reference").stderr
+    assert error.strip().splitlines()[-1].endswith("not installed: install torch (2.10 or later).")
 
 
 def test_public_names() -> None:

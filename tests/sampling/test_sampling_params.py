@@ -48,7 +48,8 @@ WRONG = [
 def test_a_wrong_value_is_named(name: str, value: Any, rest: str) -> None:
     with pytest.raises(OptionError) as error:
         SamplingParams(**{name: value})
-    assert str(error.value) == f"{name} must be {rest}"
+    default = getattr(SamplingParams(), name)
+    assert str(error.value) == f"{name} must be {rest}; leave it out for {default}."
 
 
 def test_borders_and_numpy_scalars_are_taken_as_plain_numbers() -> None:

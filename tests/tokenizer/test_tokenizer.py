@@ -234,3 +234,9 @@ def test_loading_smollm2_is_quiet(smollm2_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tokenizer_from_gguf(GgufFile(smollm2_path).metadata).vocab_size == 49152
+
+
+@pytest.mark.parametrize("ids", [[1.5], "ab", 5, [True], None])
+def test_ids_that_are_none(smollm2_path: Path, ids: object) -> None:
+    with pytest.raises(OptionError, match="integer"):
+        tokenizer_from_gguf(GgufFile(smollm2_path).metadata).decode(ids)  # type: ignore[arg-type]
