@@ -17,6 +17,11 @@ COMMAND = [sys.executable, "-P", "-m", "llama_ext"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
+def hear_interrupts() -> None:
+    """A test run that a shell put in the background ignores SIGINT, and so would the programs it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_as_a_module(tiny_file: str) -> None:
     result = subprocess.run(
         [*COMMAND, "generate", "-m", tiny_file, "abc", "-n", "5"],
@@ -49,6 +54,7 @@ def test_ctrl_c() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
+        preexec_fn=hear_interrupts,
     )
     assert process.stdout is not None
     assert process.stdout.read(5)
@@ -68,6 +74,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             env=ENVIRONMENT,
+            preexec_fn=hear_interrupts,
             close_fds=True,
         )
         os.close(theirs)
