@@ -105,10 +105,11 @@ py::array_t<float> silu_times(const Array& gate, const Array& up, const std::str
 }  // namespace
 
 void bind_kernels(py::module_& m) {
-    m.def("product", &product, py::arg("weight"), py::arg("x"), py::arg("simd"));
-    m.def("quantize_q15", &quantize_q15, py::arg("x"), py::arg("simd"));
-    m.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("simd"));
-    m.def("silu_times", &silu_times, py::arg("gate"), py::arg("up"), py::arg("simd"));
+    py::module_ testing = m.def_submodule("testing", "Single kernels of one SIMD level, for tests.");
+    testing.def("product", &product, py::arg("weight"), py::arg("x"), py::arg("simd"));
+    testing.def("quantize_q15", &quantize_q15, py::arg("x"), py::arg("simd"));
+    testing.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("simd"));
+    testing.def("silu_times", &silu_times, py::arg("gate"), py::arg("up"), py::arg("simd"));
 }
 
 }  // namespace llama_ext

@@ -96,7 +96,7 @@ def test_every_shape_within_its_bound(format: str, simd: str) -> None:
                 else _core.Weight("w", format, outputs, cols, data)
             )
             x = activations(ROWS, cols, rng)
-            found = _core.product(weight, x, simd)
+            found = _core.testing.product(weight, x, simd)
             allowed = bound(format, data, weight, x)
             error = np.abs(found - exact(weight, x))
             assert found.shape == (ROWS, outputs)
@@ -114,10 +114,10 @@ def test_rows_do_not_depend_on_their_company(format: str, simd: str) -> None:
     for outputs in (17, 48):
         weight = make_weight(format, outputs, cols, rng)
         x = activations(ROWS, cols, rng)
-        alone = np.concatenate([_core.product(weight, x[r : r + 1], simd) for r in range(ROWS)])
+        alone = np.concatenate([_core.testing.product(weight, x[r : r + 1], simd) for r in range(ROWS)])
         for rows in (*range(1, 18), 32, 33):
-            assert np.array_equal(_core.product(weight, x[:rows], simd), alone[:rows]), rows
-            assert np.array_equal(_core.product(weight, x[ROWS - rows :], simd), alone[ROWS - rows :]), rows
+            assert np.array_equal(_core.testing.product(weight, x[:rows], simd), alone[:rows]), rows
+            assert np.array_equal(_core.testing.product(weight, x[ROWS - rows :], simd), alone[ROWS - rows :]), rows
 
 
 @pytest.mark.parametrize("simd", LEVELS)
@@ -139,7 +139,7 @@ def test_one_wrong_quant_is_seen(format: str, simd: str) -> None:
         wrong = data.copy()
         row, at = int(rng.integers(16)), int(rng.choice(quants))
         wrong[row, at + nbytes * int(rng.integers(data.shape[1] // nbytes))] ^= 1 << bit
-        twin = _core.product(_core.Weight("w", format, 16, cols, wrong), x, simd)
+        twin = _core.testing.product(_core.Weight("w", format, 16, cols, wrong), x, simd)
         off = np.abs(twin - right) > allowed
         assert not off[:, np.arange(16) != row].any()
         caught += bool(off[0, row])
@@ -163,7 +163,7 @@ def test_extreme_quants(format: str, simd: str, fill: int) -> None:
     weight = _core.Weight("w", format, 17, 512, data)
     x = np.stack([np.full(512, s * v, np.float32) for v in (1.0, 0.99999, 0.5) for s in (1, -1)])
     x = np.concatenate([x, np.where(np.arange(512) % 2, 1, -1)[None].astype(np.float32)])
-    error = np.abs(_core.product(weight, x, simd) - exact(weight, x))
+    error = np.abs(_core.testing.product(weight, x, simd) - exact(weight, x))
     assert (error <= bound(format, data, weight, x)).all()
 
 
@@ -186,11 +186,11 @@ def test_what_is_not_finite_shows(format: str, simd: str, kind: str) -> None:
     cols = 256
     weight = make_weight(format, 33, cols, rng)
     x = rng.normal(size=(9, cols)).astype(np.float32)
-    clean = _core.product(weight, x, simd)
+    clean = _core.testing.product(weight, x, simd)
     for row, col in ((0, 0), (3, 17), (7, 100), (8, 255)):
         spoilt = x.copy()
         spoilt.view(np.uint32)[row, col] = NON_FINITE[kind]
-        found = _core.product(weight, spoilt, simd)
+        found = _core.testing.product(weight, spoilt, simd)
         assert not np.isfinite(found[row]).any()
         others = np.arange(9) != row
         assert np.array_equal(found[others], clean[others])
@@ -202,7 +202,7 @@ def test_q15(simd: str) -> None:
     rng = np.random.default_rng(26)
     x = activations(12, 96, rng).reshape(-1)
     x[-32:] = np.linspace(-1, 1, 32)
-    integers, scales, sums = _core.quantize_q15(x, simd)
+    integers, scales, sums = _core.testing.quantize_q15(x, simd)
     assert np.abs(integers).max() <= 16319
     assert np.array_equal(sums, integers.reshape(-1, 16).sum(1))
     largest = np.abs(x.reshape(-1, 32)).max(1).astype(np.float64)
@@ -219,9 +219,9 @@ def test_q15(simd: str) -> None:
 
 def test_all_levels_quantize_alike() -> None:
     x = activations(12, 96, np.random.default_rng(27)).reshape(-1)
-    first = _core.quantize_q15(x, LEVELS[0])
+    first = _core.testing.quantize_q15(x, LEVELS[0])
     for simd in LEVELS[1:]:
-        for ours, theirs in zip(_core.quantize_q15(x, simd), first, strict=True):
+        for ours, theirs in zip(_core.testing.quantize_q15(x, simd), first, strict=True):
             assert np.array_equal(ours, theirs)
 
 
@@ -238,13 +238,13 @@ def test_rms_norm(simd: str, n: int) -> None:
             # n / 64 additions and a tree of 64 lanes for the mean, halved by the root; then root, quotient, two
             # products.
             allowed = ((n / 64 + 10) / 2 + 6) * tolerances.ROUNDING * np.abs(exactly)
-            found = _core.rms_norm(x, w, 1e-5, simd)
+            found = _core.testing.rms_norm(x, w, 1e-5, simd)
             assert (np.abs(found - exactly) <= allowed + 1e-44).all()
             assert not (np.abs(found * (1 + 1e-5) - exactly) <= allowed).all()
     for bad in NON_FINITE.values():
         x = rng.normal(size=n).astype(np.float32)
         x.view(np.uint32)[n // 2] = bad
-        assert np.isnan(_core.rms_norm(x, None, 1e-5, simd)[n // 2])
+        assert np.isnan(_core.testing.rms_norm(x, None, 1e-5, simd)[n // 2])
 
 
 @pytest.mark.parametrize("simd", LEVELS)
@@ -258,22 +258,22 @@ def test_silu_and_its_exponential(simd: str) -> None:
         expected = wide / (1 + np.exp(-wide)) * up
     # 4 ulp of the exponential, a sum, a quotient, a product; below -87 the clamp is 1e-36.
     allowed = 10 * tolerances.ROUNDING * np.abs(expected) + 1e-35 * np.abs(up)
-    found = _core.silu_times(gate, up, simd)
+    found = _core.testing.silu_times(gate, up, simd)
     assert (np.abs(found - expected) <= allowed).all()
     assert not (np.abs(found * (1 + 2e-6) - expected) <= allowed).all()
     for n in (1, 7, 15, 16, 17, 33):
-        assert np.array_equal(_core.silu_times(gate[:n], up[:n], simd), found[:n])
+        assert np.array_equal(_core.testing.silu_times(gate[:n], up[:n], simd), found[:n])
     for bad in NON_FINITE.values():
         spoilt = np.full(17, bad, np.uint32).view(np.float32)
-        assert np.isnan(_core.silu_times(np.ones(17, np.float32), spoilt, simd)).all() or np.isinf(spoilt).all()
+        assert np.isnan(_core.testing.silu_times(np.ones(17, np.float32), spoilt, simd)).all() or np.isinf(spoilt).all()
         if np.isnan(spoilt).all():
-            assert np.isnan(_core.silu_times(spoilt, np.ones(17, np.float32), simd)).all()
+            assert np.isnan(_core.testing.silu_times(spoilt, np.ones(17, np.float32), simd)).all()
 
 
 def test_product_checks_its_shapes() -> None:
     weight = native_weight("w", np.ones((2, 8), np.float32))
     for x in (np.ones(8, np.float32), np.ones((2, 7), np.float32)):
         with pytest.raises(ValueError, match="columns"):
-            _core.product(weight, x, LEVELS[0])
+            _core.testing.product(weight, x, LEVELS[0])
     with pytest.raises(ValueError, match="no SIMD level"):
-        _core.product(weight, np.ones((1, 8), np.float32), "mmx")
+        _core.testing.product(weight, np.ones((1, 8), np.float32), "mmx")
