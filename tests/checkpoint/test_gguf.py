@@ -6,7 +6,7 @@ import importlib.util
 import os
 import random
 import struct
-import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,7 @@ def test_values_and_tensors(small: Path) -> None:
 
 
 def test_smollm2_equals_the_gguf_package(smollm2: Path) -> None:
-    started = time.perf_counter()
     ours = GgufFile(smollm2)
-    seconds = time.perf_counter() - started
     theirs = gguf.GGUFReader(smollm2)
     keys = [key for key in theirs.fields if not key.startswith("GGUF.")]
     assert list(ours.metadata) == keys
@@ -108,7 +106,6 @@ def test_smollm2_equals_the_gguf_package(smollm2: Path) -> None:
         assert mine.format == tensor.tensor_type.name
         assert mine.shape == tuple(int(length) for length in reversed(tensor.shape))
         assert np.array_equal(mine.data, tensor.data.reshape(-1).view(np.uint8))
-    assert seconds < 1  # 0.03 s on an idle core; the gguf package takes 2 s
 
 
 def test_formats_are_ggmls() -> None:
@@ -305,12 +302,16 @@ def test_split_files_are_one(tmp_path: Path) -> None:
         GgufFile(paths[0])
 
 
-def test_a_claimed_size_costs_neither_time_nor_memory(tmp_path: Path) -> None:
+def test_a_claimed_size_costs_no_memory(tmp_path: Path) -> None:
     """A sparse file of 64 GB with an array that claims all of it must fail before it is looked at."""
     path = tmp_path / "sparse.gguf"
     path.write_bytes(_file([_pair("k", 8, U64(1 << 35))]))
     os.truncate(path, 1 << 36)
-    started = time.perf_counter()
-    with pytest.raises(CheckpointError, match="at most"):
-        GgufFile(path)
-    assert time.perf_counter() - started < 1
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="at most"):
+            GgufFile(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20

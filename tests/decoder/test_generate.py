@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_a_greedy_continuation(smollm2: llama_ext.Llama) -> None:
 def test_timings(smollm2: llama_ext.Llama) -> None:
     timings = smollm2.generate("Once upon a time", max_new_tokens=6).timings
     assert (timings.prompt_tokens, timings.cached_tokens, timings.generated_tokens) == (4, 0, 6)
-    assert 0 < timings.prompt_seconds <= timings.first_token_seconds < 5
+    assert 0 < timings.prompt_seconds <= timings.first_token_seconds
     assert timings.tokens_per_second == 5 / timings.decode_seconds
     assert timings.prompt_tokens_per_second == 4 / timings.prompt_seconds
     assert "6 tokens at" in str(timings)
@@ -245,15 +246,27 @@ def test_bad_prompts(tiny: llama_ext.Llama, tmp_path: Path) -> None:
 
 
 def test_many_stop_strings_cost_no_more_than_few() -> None:
-    import time
-
     from llama_ext.decoder import _StopFinder
 
-    finder = _StopFinder(tuple(f"stop number {n:05d}" for n in range(20_000)))
-    begun = time.process_time()
-    out = "".join(finder.push(letter) for letter in "stop number " * 200)
-    # 2,400 letters against every prefix of every string would take minutes.
-    assert time.process_time() - begun < 2
+    def calls(count: int) -> tuple[int, str, _StopFinder]:
+        """Function calls that a text costs against so many stop strings."""
+        finder, made = _StopFinder(tuple(f"stop number {n:05d}" for n in range(count))), 0
+
+        def count_call(frame: object, event: str, argument: object) -> None:
+            nonlocal made
+            made += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(count_call)
+        try:
+            out = "".join(finder.push(letter) for letter in "stop number " * 200)
+        finally:
+            sys.setprofile(before)
+        return made, out, finder
+
+    few, _, _ = calls(2)
+    many, out, finder = calls(20_000)
+    assert many < 1.2 * few
     assert out == "stop number " * 199 and finder.push("00042") == "" and finder.found == "stop number 00042"
 
 
