@@ -1,0 +1,45 @@
+"""Puts this folder on the path for `harness`, and gives every test a card without faults."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = str(Path(__file__).resolve().parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+
+import harness  # noqa: E402
+
+
+def _built() -> None:
+    """Without a virtual GPU its tests are skipped, unless one was named."""
+    if "LLAMA_EXT_LIBCUDA" not in harness.os.environ and not harness.library_path().exists():
+        pytest.skip("no virtual GPU: run `make virtual-gpu`")
+
+
+@pytest.fixture
+def gpu() -> Iterator[harness.Gpu]:
+    """An sm_90 card of the test's own."""
+    _built()
+    card = harness.Gpu("sm_90", seed=0)
+    yield card
+    card.reset()
+
+
+@pytest.fixture
+def card() -> Iterator[Callable[..., harness.Gpu]]:
+    """`card("sm_86", seed=3)`: a card of another kind, or another order; one at a time."""
+    _built()
+    made: list[harness.Gpu] = []
+
+    def make(name: str = "sm_90", seed: int = 0) -> harness.Gpu:
+        made.append(harness.Gpu(name, seed))
+        return made[-1]
+
+    yield make
+    if made:
+        made[-1].reset()
