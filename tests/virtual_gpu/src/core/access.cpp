@@ -75,6 +75,33 @@ void elements(const Access& access, uint8_t* const* host, uint32_t skip, Row* ro
     }
 }
 
+// The other way. True if a strong store (one that others may poll for) has changed anything.
+template <uint32_t kBytes, class Row>
+bool scatter(uint8_t* const* host, uint32_t skip, const Row* row, uint32_t mask, bool strong) {
+    bool changed = false;
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+        const uint32_t lane = lowest(rest);
+        if (strong) changed |= std::memcmp(host[lane] + skip, row + lane, kBytes) != 0;
+        std::memcpy(host[lane] + skip, row + lane, kBytes);
+    }
+    return changed;
+}
+
+template <class Row>
+bool scatter(const Access& access, uint8_t* const* host, uint32_t skip, const Row* row, uint32_t mask) {
+    switch (access.bytes) {
+        case 1:
+            return scatter<1>(host, skip, row, mask, access.strong);
+        case 2:
+            return scatter<2>(host, skip, row, mask, access.strong);
+        case 4:
+            return scatter<4>(host, skip, row, mask, access.strong);
+        default:
+            if constexpr (sizeof(Row) == 8) return scatter<8>(host, skip, row, mask, access.strong);
+            return false;
+    }
+}
+
 }  // namespace
 
 void Machine::addresses(const Warp& warp, uint32_t reg, bool wide, int64_t offset, uint64_t* out) const {
@@ -337,16 +364,12 @@ void Machine::store(Warp& warp, const Instruction& in, uint32_t mask, uint32_t p
         words_out<4>(t.host[0], regs, access.registers.data());
     } else {
         for (uint32_t e = 0; e < access.count; ++e) {
-            const std::byte* row = regs + access.registers[e];
-            const size_t step = access.widths[e] <= 32 ? 4 : 8;
-            for (uint32_t rest = mask; rest; rest &= rest - 1) {
-                const uint32_t lane = lowest(rest);
-                uint8_t* to = t.host[lane] + e * access.bytes;
-                uint8_t bytes[16];
-                std::memcpy(bytes, row + lane * step, step);
-                if (access.bytes == 16) std::memcpy(bytes + 8, row + 256 + lane * 8, 8);
-                changed |= std::memcmp(to, bytes, access.bytes) != 0;
-                std::memcpy(to, bytes, access.bytes);
+            const uint32_t skip = e * access.bytes, at = access.registers[e];
+            if (access.widths[e] <= 32) {
+                changed |= scatter(access, t.host, skip, u32(regs, at), mask);
+            } else {
+                changed |= scatter(access, t.host, skip, u64(regs, at), mask);
+                if (access.bytes == 16) changed |= scatter(access, t.host, skip + 8, u64(regs, at) + 32, mask);
             }
         }
     }

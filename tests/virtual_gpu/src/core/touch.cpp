@@ -16,6 +16,40 @@ bool morally_strong(const Event& a, const Event& b, bool same_block) {
     return same_block || (a.scope != Scope::cta && b.scope != Scope::cta);
 }
 
+// 32 lanes read kEach cells each, one lane after the other: their entries in a warp's row. What the row holds from `bound` on is
+// still of interest, and joined.
+template <uint32_t kEach>
+void record_reads(uint64_t* row, uint64_t now, uint64_t bound) {
+    static constexpr auto kBit = [] {
+        std::array<uint64_t, 32 * kEach> bit{};
+        for (uint64_t i = 0; i < bit.size(); ++i) bit[i] = uint64_t{1} << i / kEach;
+        return bit;
+    }();
+    for (uint64_t i = 0; i < 32 * kEach; ++i) {
+        // Without a branch, so that it becomes vector code.
+        const uint64_t old = row[i], clock = old >> 32 & ~uint64_t{SharedRaces::kStrong};
+        const uint64_t kept = uint64_t{0xffffffff} & -static_cast<uint64_t>(clock >= bound);
+        row[i] = now << 32 | (old & kept) | kBit[i];
+    }
+}
+
+void record_reads(uint64_t* row, uint32_t each, uint32_t now, uint32_t bound) {
+    switch (each) {
+        case 1:
+            return record_reads<1>(row, now, bound);
+        case 2:
+            return record_reads<2>(row, now, bound);
+        case 4:
+            return record_reads<4>(row, now, bound);
+        case 8:
+            return record_reads<8>(row, now, bound);
+        case 16:
+            return record_reads<16>(row, now, bound);
+        default:
+            return record_reads<32>(row, now, bound);
+    }
+}
+
 // Remembers the last event that was found to be known, for runs of cells with one history.
 struct Memo {
     Event event;
@@ -74,12 +108,13 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
         for (uint64_t g = begin / SharedRaces::kGranuleBytes; g <= (begin + bytes - 1) / SharedRaces::kGranuleBytes; ++g) body(g);
     };
     Memo memo;
-    const auto check = [&](uint32_t lane, uint64_t address) {
+    // after_writes, after_reads: is there anything since the last full barrier?
+    const auto check = [&](uint32_t lane, uint64_t address, bool after_writes, bool after_reads) {
         const Event self{warp.serial, warp.now, pc, static_cast<uint8_t>(lane), write, access.strong, access.scope};
         const uint32_t first = static_cast<uint32_t>(address >> shift);
         for (uint32_t c = first; c < first + each; ++c) {
             const Event& w = r.writes[c];
-            if (w.serial - block.first_serial < block.warp_count && !memo.hit(w, lane)) {
+            if (after_writes && w.serial - block.first_serial < block.warp_count && !memo.hit(w, lane)) {
                 if (morally_strong(w, self, true) || warp.knows(lane, w)) {
                     memo.event = w;
                     memo.lane = lane;
@@ -88,7 +123,7 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
                     return;
                 }
             }
-            if (!write) continue;
+            if (!after_reads) continue;
             for (uint32_t other = 0; other < block.warp_count; ++other) {
                 const uint64_t entry = r.reads[size_t{other} * r.cells + c];
                 const uint32_t high = static_cast<uint32_t>(entry >> 32), clock = high & ~SharedRaces::kStrong;
@@ -124,27 +159,20 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
         for (uint32_t c = first; c < first + each; ++c) r.writes[c] = self;
     };
     if (contiguous && (unit >> shift) >= 1) {
-        bool quick = true;
+        bool after_writes = false, after_reads = false;
         granules(t.address[0], uint64_t{32} * unit, [&](uint64_t g) {
-            quick &= r.write_epoch[g] < epoch && (!write || r.read_epoch[g] < epoch);
+            after_writes |= r.write_epoch[g] >= epoch;
+            after_reads |= write && r.read_epoch[g] >= epoch;
             (write ? r.write_epoch : r.read_epoch)[g] = epoch;
         });
-        if (!quick)
-            for (uint32_t lane = 0; lane < 32; ++lane) check(lane, t.address[lane]);
+        if (after_writes || after_reads)
+            for (uint32_t lane = 0; lane < 32; ++lane) check(lane, t.address[lane], after_writes, after_reads);
         const uint32_t first = static_cast<uint32_t>(t.address[0] >> shift), cells = 32 * each;
         if (write) {
             for (uint32_t lane = 0; lane < 32; ++lane) record_write(lane, t.address[lane]);
         } else {
-            const uint32_t lane_shift = static_cast<uint32_t>(std::countr_zero(each));
-            uint64_t* const at = row + first;
-            const uint64_t now = uint64_t{warp.now | strong_bit} << 32;
             if (!strong_bit) {
-                for (uint32_t i = 0; i < cells; ++i) {
-                    const uint64_t old = at[i];
-                    const uint64_t clock = (old >> 32) & ~uint64_t{SharedRaces::kStrong};
-                    const uint64_t kept = clock >= bound ? old & 0xffffffffu : 0;
-                    at[i] = now | kept | uint64_t{1} << (i >> lane_shift);
-                }
+                record_reads(row + first, each, warp.now, bound);
                 std::fill_n(r.read_pc.data() + first, cells, pc);
             } else {
                 for (uint32_t lane = 0; lane < 32; ++lane) record_read(lane, t.address[lane]);
@@ -156,9 +184,12 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
         const uint32_t lane = lowest(rest);
         const uint64_t at = t.address[lane];
-        bool quick = true;
-        granules(at, unit, [&](uint64_t g) { quick &= r.write_epoch[g] < epoch && (!write || r.read_epoch[g] < epoch); });
-        if (!quick) check(lane, at);
+        bool after_writes = false, after_reads = false;
+        granules(at, unit, [&](uint64_t g) {
+            after_writes |= r.write_epoch[g] >= epoch;
+            after_reads |= write && r.read_epoch[g] >= epoch;
+        });
+        if (after_writes || after_reads) check(lane, at, after_writes, after_reads);
         if (write)
             record_write(lane, at);
         else
