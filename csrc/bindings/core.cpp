@@ -1,4 +1,4 @@
-// llama_ext._core: the decode program, its CPU executor and the sampler. Knows no torch.
+// llama_ext._core: the decode program, its CPU executor, the sampler, and CUDA. Knows no torch.
 #include "bindings/bindings.h"
 #include "cpu/kernels.h"
 
@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
     llama_ext::bind_executor(m);
     llama_ext::bind_kernels(m);
     llama_ext::bind_sampling(m);
+    llama_ext::bind_cuda(m);
 }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import llama_ext
+from llama_ext import _core
 from llama_ext.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -124,10 +125,7 @@ def test_timings_go_to_stderr(capsys: Capture, tiny_file: str) -> None:
         (["-m", "TINY", "x", "--top-p", "2"], "--top-p must be"),
         (["-m", "TINY", ""], "the prompt is empty"),
         (["-m", "TINY", "x" * 3000], "the prompt has 3,000 tokens, the context holds 2,048"),
-        (
-            ["-m", "TINY", "x", "--device", "cuda"],
-            "--device cuda: this build has no CUDA backend yet; use --device cpu.",
-        ),
+        (["-m", "TINY", "x", "--device", "tpu"], "--device tpu is unknown; use --device cpu."),
         (["-m", "TINY", "x", "--threads", "0"], "--threads must be an integer of at least 1, not 0"),
         (["-m", "TINY", "x", "--context", "9999"], "--context 9999 is out of range"),
         (["-m", "TINY", "x", "-n", "0"], "--max-new-tokens must be"),
@@ -140,6 +138,26 @@ def test_errors(capsys: Capture, tiny_file: str, arguments: list[str], sentence:
     filled = [tiny_file if argument == "TINY" else argument for argument in arguments]
     text = run(capsys, "generate", *filled, status=2)
     assert text.startswith("llama-ext: error: ") and sentence in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("built", "sentence"),
+    [
+        (False, "this build has no CUDA (a reason); install llama_ext with LLAMA_EXT_CUDA=ON in the environment"),
+        pytest.param(
+            *(True, "LLAMA_EXT_LIBCUDA=/nowhere.so does not load"),
+            marks=pytest.mark.skipif(not _core.cuda.built, reason=_core.cuda.about),
+        ),
+    ],
+)
+def test_cuda(capsys: Capture, tiny_file: str, monkeypatch: pytest.MonkeyPatch, built: bool, sentence: str) -> None:
+    monkeypatch.setenv("LLAMA_EXT_LIBCUDA", "/nowhere.so")
+    if not built:
+        monkeypatch.setattr(_core.cuda, "built", False)
+        monkeypatch.setattr(_core.cuda, "about", "no CUDA (a reason)")
+    text = run(capsys, "generate", "-m", tiny_file, "x", "--device", "cuda", status=2)
+    assert text.startswith("llama-ext: error: --device cuda: ") and sentence in text
+    assert text.endswith(", or use --device cpu.\n") and text.count("\n") == 1
 
 
 # chat

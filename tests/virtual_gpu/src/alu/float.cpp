@@ -43,13 +43,13 @@ constexpr uint32_t kRoundMask = 3, kFtz = 4, kSat = 8;
 constexpr int kRoundings[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
 
 class Rounding {
-  public:
+public:
     explicit Rounding(uint32_t which) : before_(std::fegetround()) { std::fesetround(kRoundings[which]); }
     ~Rounding() { std::fesetround(before_); }
     Rounding(const Rounding&) = delete;
     Rounding& operator=(const Rounding&) = delete;
 
-  private:
+private:
     int before_;
 };
 
@@ -181,12 +181,24 @@ void testp(const Instruction& in, std::byte* regs, uint32_t mask) {
     const auto test = [&](auto f) { write_predicate(regs, in.d, mask, bits([&](int i) { return f(a[i] & ~kSign); })); };
     constexpr Cell<T> kNormal = Cell<T>{1} << kMantissa;
     switch (static_cast<Property>(in.small)) {
-        case Property::finite: test([](auto x) { return x < kInfinity; }); break;
-        case Property::infinite: test([](auto x) { return x == kInfinity; }); break;
-        case Property::number: test([](auto x) { return x <= kInfinity; }); break;
-        case Property::not_a_number: test([](auto x) { return x > kInfinity; }); break;
-        case Property::normal: test([](auto x) { return (x >= kNormal && x < kInfinity) || x == 0; }); break;  // zeros count
-        case Property::subnormal: test([](auto x) { return x < kNormal && x != 0; }); break;
+        case Property::finite:
+            test([](auto x) { return x < kInfinity; });
+            break;
+        case Property::infinite:
+            test([](auto x) { return x == kInfinity; });
+            break;
+        case Property::number:
+            test([](auto x) { return x <= kInfinity; });
+            break;
+        case Property::not_a_number:
+            test([](auto x) { return x > kInfinity; });
+            break;
+        case Property::normal:
+            test([](auto x) { return (x >= kNormal && x < kInfinity) || x == 0; });
+            break;  // zeros count
+        case Property::subnormal:
+            test([](auto x) { return x < kNormal && x != 0; });
+            break;
     }
 }
 
@@ -214,10 +226,10 @@ void arithmetic(Form& form, Type type, bool saturates, bool rounding_needed) {
     if (type == Type::f64) {
         out.run = nearest ? plain<f, arity, double>() : directed<f, double, arity>;
     } else if (type == Type::f32) {
-        out.run = !nearest    ? directed<f, float, arity>
-                  : ftz ? sat ? plain<kF32<f, true, true>, arity, float>() : plain<kF32<f, true>, arity, float>()
-                  : sat ? plain<kF32<f, false, true>, arity, float>()
-                        : plain<kF32<f, false>, arity, float>();
+        out.run = !nearest ? directed<f, float, arity>
+                  : ftz    ? sat ? plain<kF32<f, true, true>, arity, float>() : plain<kF32<f, true>, arity, float>()
+                  : sat    ? plain<kF32<f, false, true>, arity, float>()
+                           : plain<kF32<f, false>, arity, float>();
     } else if constexpr (arity >= 2) {
         form.require(type == Type::f32x2 && saturates);
         out.run = !nearest ? directed_f32x2<f, arity>
@@ -320,10 +332,10 @@ void minmax(Form& form, Type type) {
     }
     form.require(type == Type::f32 && (three ? !xorsign : xorsign == abs));
     form.out.small = (ftz ? kMinMaxFtz : 0) | (nan ? kMinMaxNan : 0) | (xorsign ? kMinMaxXorsign : 0) | (abs ? kMinMaxAbs : 0);
-    form.out.run = three                  ? minmax_f32<larger, true>
+    form.out.run = three            ? minmax_f32<larger, true>
                    : nan || xorsign ? minmax_f32<larger, false>
-                   : ftz                  ? binary<kF32<kPick<larger>, true>, float>
-                                          : binary<kPick<larger>, float>;
+                   : ftz            ? binary<kF32<kPick<larger>, true>, float>
+                                    : binary<kPick<larger>, float>;
 }
 
 template <auto f>

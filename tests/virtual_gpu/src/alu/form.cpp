@@ -13,10 +13,10 @@ struct Named {
     int bits;
 };
 // In the order of Type.
-constexpr std::array<Named, 24> kTypes{{{"", 0},       {"pred", 1},   {"b8", 8},     {"b16", 16}, {"b32", 32},    {"b64", 64},
-                                        {"b128", 128}, {"u8", 8},     {"u16", 16},   {"u32", 32}, {"u64", 64},    {"s8", 8},
-                                        {"s16", 16},   {"s32", 32},   {"s64", 64},   {"u16x2", 32}, {"s16x2", 32}, {"f16", 16},
-                                        {"f16x2", 32}, {"bf16", 16},  {"bf16x2", 32}, {"f32", 32}, {"f32x2", 64},  {"f64", 64}}};
+constexpr std::array<Named, 24> kTypes{{{"", 0},       {"pred", 1},  {"b8", 8},      {"b16", 16},   {"b32", 32},   {"b64", 64},
+                                        {"b128", 128}, {"u8", 8},    {"u16", 16},    {"u32", 32},   {"u64", 64},   {"s8", 8},
+                                        {"s16", 16},   {"s32", 32},  {"s64", 64},    {"u16x2", 32}, {"s16x2", 32}, {"f16", 16},
+                                        {"f16x2", 32}, {"bf16", 16}, {"bf16x2", 32}, {"f32", 32},   {"f32x2", 64}, {"f64", 64}}};
 static_assert(static_cast<size_t>(Type::f64) + 1 == kTypes.size());
 
 }  // namespace
@@ -86,9 +86,8 @@ uint32_t Form::source(const ptx::Operand& operand, Type type) {
         const double value = operand.kind == Kind::f32 ? double{formats::as_float(static_cast<uint32_t>(operand.value))}
                                                        : formats::as_double(operand.value);
         const auto round = formats::Round::nearest;
-        return operands.constant(type == Type::f16 ? formats::encode<formats::F16>(value, round)
-                                                   : formats::encode<formats::BF16>(value, round),
-                                 16);
+        return operands.constant(
+            type == Type::f16 ? formats::encode<formats::F16>(value, round) : formats::encode<formats::BF16>(value, round), 16);
     }
     return operands.source(operand, bits_of(type));
 }

@@ -11,7 +11,30 @@
 namespace vgpu {
 
 enum class Type : uint8_t {
-    none, pred, b8, b16, b32, b64, b128, u8, u16, u32, u64, s8, s16, s32, s64, u16x2, s16x2, f16, f16x2, bf16, bf16x2, f32, f32x2, f64,
+    none,
+    pred,
+    b8,
+    b16,
+    b32,
+    b64,
+    b128,
+    u8,
+    u16,
+    u32,
+    u64,
+    s8,
+    s16,
+    s32,
+    s64,
+    u16x2,
+    s16x2,
+    f16,
+    f16x2,
+    bf16,
+    bf16x2,
+    f32,
+    f32x2,
+    f64,
 };
 
 // none: not a type.
@@ -21,7 +44,7 @@ inline bool is_float(Type t) { return t >= Type::f16; }
 inline bool is_half(Type t) { return t >= Type::f16 && t <= Type::bf16x2; }
 
 class Form {
-  public:
+public:
     Form(const ptx::Statement& statement, Operands& operands, Instruction& out)
         : statement(statement), operands(operands), out(out) {}
 
@@ -58,7 +81,7 @@ class Form {
     Operands& operands;
     Instruction& out;
 
-  private:
+private:
     uint32_t taken_ = 0;  // a bit a modifier
 };
 

@@ -1,5 +1,5 @@
-// Floating point of 16 bits, alone and in pairs: f16, f16x2, bf16, bf16x2. Results are rounded once: they are computed exactly, or
-// to odd in a wider format, or in one so wide that a second rounding changes nothing.
+// Floating point of 16 bits, alone and in pairs: f16, f16x2, bf16, bf16x2. Results are rounded once: they are computed exactly,
+// or to odd in a wider format, or in one so wide that a second rounding changes nothing.
 #include <cmath>
 #include <unordered_map>
 
@@ -44,37 +44,53 @@ struct Format<Brain> {
 
 struct Add {
     template <class H>
-    static float of(float a, float b) { return a + b; }
+    static float of(float a, float b) {
+        return a + b;
+    }
 };
 struct Sub {
     template <class H>
-    static float of(float a, float b) { return a - b; }
+    static float of(float a, float b) {
+        return a - b;
+    }
 };
 struct Mul {
     template <class H>
-    static float of(float a, float b) { return Format<H>::mul(a, b); }
+    static float of(float a, float b) {
+        return Format<H>::mul(a, b);
+    }
 };
 struct Fma {
     template <class H>
-    static float of(float a, float b, float c) { return Format<H>::fma(a, b, c); }
+    static float of(float a, float b, float c) {
+        return Format<H>::fma(a, b, c);
+    }
 };
 struct Ex2 {
     template <class H>
-    static float of(float a) { return real::narrow_to_odd(real::exp2(double{a})); }
+    static float of(float a) {
+        return real::narrow_to_odd(real::exp2(double{a}));
+    }
 };
 struct Tanh {
     template <class H>
-    static float of(float a) { return real::narrow_to_odd(real::tanh(double{a})); }
+    static float of(float a) {
+        return real::narrow_to_odd(real::tanh(double{a}));
+    }
 };
 template <bool larger, bool nan>
 struct Pick {
     template <class H>
-    static float of(float a, float b) { return real::pick<larger, nan>(a, b); }
+    static float of(float a, float b) {
+        return real::pick<larger, nan>(a, b);
+    }
 };
 template <bool larger, bool nan>
 struct PickXorsign {
     template <class H>
-    static float of(float a, float b) { return real::MinMax{larger, nan, true, true}(a, b); }
+    static float of(float a, float b) {
+        return real::MinMax{larger, nan, true, true}(a, b);
+    }
 };
 
 enum class Limit { none, sat, relu };
@@ -122,7 +138,8 @@ Alu for_type(Type type, bool ftz, Limit limit) {
                 return ftz ? run<H, Op, true, Limit::sat, pair, arity> : run<H, Op, false, Limit::sat, pair, arity>;
             case Limit::relu:
                 return ftz ? run<H, Op, true, Limit::relu, pair, arity> : run<H, Op, false, Limit::relu, pair, arity>;
-            default: return ftz ? run<H, Op, true, Limit::none, pair, arity> : run<H, Op, false, Limit::none, pair, arity>;
+            default:
+                return ftz ? run<H, Op, true, Limit::none, pair, arity> : run<H, Op, false, Limit::none, pair, arity>;
         }
     };
     return type == Type::f16     ? with.template operator()<Half, false>()
@@ -168,9 +185,10 @@ void minmax(Form& form, Type type) {
     form.require(xorsign == abs && !(ftz && is_brain(type)));
     form.finish(3);
     form.fill(type, type, type);
-    form.out.run = xorsign ? nan ? for_type<PickXorsign<larger, true>, 2>(type, ftz) : for_type<PickXorsign<larger, false>, 2>(type, ftz)
-                   : nan   ? for_type<Pick<larger, true>, 2>(type, ftz)
-                           : for_type<Pick<larger, false>, 2>(type, ftz);
+    form.out.run =
+        xorsign ? nan ? for_type<PickXorsign<larger, true>, 2>(type, ftz) : for_type<PickXorsign<larger, false>, 2>(type, ftz)
+        : nan   ? for_type<Pick<larger, true>, 2>(type, ftz)
+                : for_type<Pick<larger, false>, 2>(type, ftz);
 }
 
 template <class Op, bool flushes>
@@ -213,9 +231,15 @@ void sign(Form& form, Type type) {
 
 bool decode_half(const ptx::Statement& statement, Operands& operands, Instruction& out) {
     static const std::unordered_map<std::string_view, void (*)(Form&, Type)> known = {
-        {"add", arithmetic<Add>},         {"sub", arithmetic<Sub>}, {"mul", arithmetic<Mul>},
-        {"fma", fma},                     {"min", minmax<false>},   {"max", minmax<true>},
-        {"ex2", approximate<Ex2, true>},  {"neg", sign<true>},      {"abs", sign<false>},
+        {"add", arithmetic<Add>},
+        {"sub", arithmetic<Sub>},
+        {"mul", arithmetic<Mul>},
+        {"fma", fma},
+        {"min", minmax<false>},
+        {"max", minmax<true>},
+        {"ex2", approximate<Ex2, true>},
+        {"neg", sign<true>},
+        {"abs", sign<false>},
         {"tanh", approximate<Tanh, false>},
     };
     const auto found = known.find(statement.opcode);

@@ -23,10 +23,9 @@ template <class T>
 inline constexpr int kWidth = 8 * sizeof(T);
 
 template <class T>
-using Product = std::conditional_t<
-    sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, Int128, Unsigned128>,
-    std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
-                       std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>>>;
+using Product = std::conditional_t<sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, Int128, Unsigned128>,
+                                   std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>,
+                                                      std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>>>;
 
 template <class T>
 inline T wrap_mul(T a, T b) {
@@ -87,9 +86,7 @@ inline T quotient(T a, T b) {
     }
 }
 constexpr auto kDiv = []<class T>(T a, T b) { return quotient(a, b); };
-constexpr auto kRem = []<class T>(T a, T b) {
-    return b == 0 ? static_cast<T>(-1) : wrap_sub(a, wrap_mul(quotient(a, b), b));
-};
+constexpr auto kRem = []<class T>(T a, T b) { return b == 0 ? static_cast<T>(-1) : wrap_sub(a, wrap_mul(quotient(a, b), b)); };
 
 // Two halves of 32 bits at once.
 template <auto f, class T>
@@ -102,7 +99,8 @@ constexpr auto kHalves = [](uint32_t a, uint32_t b) {
 template <class T>
 inline int64_t product24(T a, T b) {
     if constexpr (std::is_signed_v<T>)
-        return int64_t{static_cast<int32_t>(static_cast<uint32_t>(a) << 8) >> 8} * (static_cast<int32_t>(static_cast<uint32_t>(b) << 8) >> 8);
+        return int64_t{static_cast<int32_t>(static_cast<uint32_t>(a) << 8) >> 8} *
+               (static_cast<int32_t>(static_cast<uint32_t>(b) << 8) >> 8);
     else
         return static_cast<int64_t>(uint64_t{a & 0xffffff} * uint64_t{b & 0xffffff});
 }
@@ -225,18 +223,37 @@ void with_carry(const Instruction& in, std::byte* regs, uint32_t mask) {
 }
 
 // An Alu for a type, from a template over it.
-#define VGPU_BY_TYPE(name, expression)                                \
-    template <auto f>                                                 \
-    Alu name(Form& form, Type type) {                                 \
-        switch (type) {                                               \
-            case Type::u16: { using T = uint16_t; return expression; } \
-            case Type::s16: { using T = int16_t; return expression; }  \
-            case Type::u32: { using T = uint32_t; return expression; } \
-            case Type::s32: { using T = int32_t; return expression; }  \
-            case Type::u64: { using T = uint64_t; return expression; } \
-            case Type::s64: { using T = int64_t; return expression; }  \
-            default: form.unknown();                                  \
-        }                                                             \
+#define VGPU_BY_TYPE(name, expression) \
+    template <auto f>                  \
+    Alu name(Form& form, Type type) {  \
+        switch (type) {                \
+            case Type::u16: {          \
+                using T = uint16_t;    \
+                return expression;     \
+            }                          \
+            case Type::s16: {          \
+                using T = int16_t;     \
+                return expression;     \
+            }                          \
+            case Type::u32: {          \
+                using T = uint32_t;    \
+                return expression;     \
+            }                          \
+            case Type::s32: {          \
+                using T = int32_t;     \
+                return expression;     \
+            }                          \
+            case Type::u64: {          \
+                using T = uint64_t;    \
+                return expression;     \
+            }                          \
+            case Type::s64: {          \
+                using T = int64_t;     \
+                return expression;     \
+            }                          \
+            default:                   \
+                form.unknown();        \
+        }                              \
     }
 VGPU_BY_TYPE(binary_by_type, (binary<f, T>))
 VGPU_BY_TYPE(ternary_by_type, (ternary<f, T>))
@@ -245,10 +262,14 @@ VGPU_BY_TYPE(ternary_by_type, (ternary<f, T>))
 template <auto f>
 Alu signed_by_type(Form& form, Type type) {
     switch (type) {
-        case Type::s16: return unary<f, int16_t>;
-        case Type::s32: return unary<f, int32_t>;
-        case Type::s64: return unary<f, int64_t>;
-        default: form.unknown();
+        case Type::s16:
+            return unary<f, int16_t>;
+        case Type::s32:
+            return unary<f, int32_t>;
+        case Type::s64:
+            return unary<f, int64_t>;
+        default:
+            form.unknown();
     }
 }
 
@@ -269,9 +290,15 @@ void carry(Form& form, Type type, Carry operation, uint32_t how) {
     out.small = how;
     const bool wide = bits_of(type) == 64;
     switch (operation) {
-        case Carry::add: out.run = wide ? with_carry<uint64_t, Carry::add> : with_carry<uint32_t, Carry::add>; break;
-        case Carry::sub: out.run = wide ? with_carry<uint64_t, Carry::sub> : with_carry<uint32_t, Carry::sub>; break;
-        case Carry::mad_low: out.run = wide ? with_carry<uint64_t, Carry::mad_low> : with_carry<uint32_t, Carry::mad_low>; break;
+        case Carry::add:
+            out.run = wide ? with_carry<uint64_t, Carry::add> : with_carry<uint32_t, Carry::add>;
+            break;
+        case Carry::sub:
+            out.run = wide ? with_carry<uint64_t, Carry::sub> : with_carry<uint32_t, Carry::sub>;
+            break;
+        case Carry::mad_low:
+            out.run = wide ? with_carry<uint64_t, Carry::mad_low> : with_carry<uint32_t, Carry::mad_low>;
+            break;
         case Carry::mad_high:
             out.run = type == Type::u64   ? with_carry<uint64_t, Carry::mad_high>
                       : type == Type::s64 ? with_carry<int64_t, Carry::mad_high>
@@ -287,9 +314,9 @@ void add(Form& form, Type type) {
     form.require(!saturated || type == Type::s32);
     form.finish(3);
     form.fill(type, type, type);
-    form.out.run = saturated             ? binary<kAddSat, int32_t>
+    form.out.run = saturated                                    ? binary<kAddSat, int32_t>
                    : bits_of(type) == 32 && type >= Type::u16x2 ? binary<kHalves<kAdd, uint16_t>, uint32_t>
-                                         : binary_by_type<kAdd>(form, without_sign(type));
+                                                                : binary_by_type<kAdd>(form, without_sign(type));
 }
 
 void sub(Form& form, Type type) {
@@ -312,11 +339,16 @@ void madc(Form& form, Type type) {
 
 Type doubled(Form& form, Type type) {
     switch (type) {
-        case Type::u16: return Type::u32;
-        case Type::s16: return Type::s32;
-        case Type::u32: return Type::u64;
-        case Type::s32: return Type::s64;
-        default: form.unknown();
+        case Type::u16:
+            return Type::u32;
+        case Type::s16:
+            return Type::s32;
+        case Type::u32:
+            return Type::u64;
+        case Type::s32:
+            return Type::s64;
+        default:
+            form.unknown();
     }
 }
 
@@ -499,8 +531,8 @@ void szext(Form& form, Type type) {
 
 template <class A, class SignedA, int count, int b_from>
 Alu dot_for(bool a_sign, bool b_sign) {
-    return a_sign ? b_sign ? ternary<kDot<SignedA, int8_t, count, b_from>, uint32_t>
-                           : ternary<kDot<SignedA, uint8_t, count, b_from>, uint32_t>
+    return a_sign   ? b_sign ? ternary<kDot<SignedA, int8_t, count, b_from>, uint32_t>
+                             : ternary<kDot<SignedA, uint8_t, count, b_from>, uint32_t>
            : b_sign ? ternary<kDot<A, int8_t, count, b_from>, uint32_t>
                     : ternary<kDot<A, uint8_t, count, b_from>, uint32_t>;
 }
@@ -522,13 +554,33 @@ void dp2a(Form& form, Type type) { dot_product(form, type, false); }
 
 bool decode_integer(const ptx::Statement& statement, Operands& operands, Instruction& out) {
     static const std::unordered_map<std::string_view, void (*)(Form&, Type)> known = {
-        {"add", add},     {"sub", sub},     {"addc", addc},   {"subc", subc},
-        {"mul", mul},     {"mad", mad},     {"madc", madc},   {"mul24", mul24},
-        {"mad24", mad24}, {"sad", sad},     {"div", div},     {"rem", rem},
-        {"neg", neg},     {"abs", abs},     {"popc", popc},   {"clz", clz},
-        {"brev", brev},   {"bfind", bfind}, {"bfe", bfe},     {"bfi", bfi},
-        {"fns", fns},     {"bmsk", bmsk},   {"szext", szext}, {"dp4a", dp4a},
-        {"dp2a", dp2a},   {"min", minmax<kMin, kMinRelu>},    {"max", minmax<kMax, kMaxRelu>},
+        {"add", add},
+        {"sub", sub},
+        {"addc", addc},
+        {"subc", subc},
+        {"mul", mul},
+        {"mad", mad},
+        {"madc", madc},
+        {"mul24", mul24},
+        {"mad24", mad24},
+        {"sad", sad},
+        {"div", div},
+        {"rem", rem},
+        {"neg", neg},
+        {"abs", abs},
+        {"popc", popc},
+        {"clz", clz},
+        {"brev", brev},
+        {"bfind", bfind},
+        {"bfe", bfe},
+        {"bfi", bfi},
+        {"fns", fns},
+        {"bmsk", bmsk},
+        {"szext", szext},
+        {"dp4a", dp4a},
+        {"dp2a", dp2a},
+        {"min", minmax<kMin, kMinRelu>},
+        {"max", minmax<kMax, kMaxRelu>},
     };
     const auto found = known.find(statement.opcode);
     if (found == known.end()) return false;

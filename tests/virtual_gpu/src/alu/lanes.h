@@ -96,8 +96,7 @@ void map3(const Instruction& in, std::byte* regs, uint32_t mask) {
     const auto* a = row<A>(regs, in.a);
     const auto* b = row<B>(regs, in.b);
     const auto* c = row<C>(regs, in.c);
-    write(row<D>(regs, in.d), mask,
-          [&](int i) { return cell<D>(f(value<A>(a[i]), value<B>(b[i]), value<C>(c[i]))); });
+    write(row<D>(regs, in.d), mask, [&](int i) { return cell<D>(f(value<A>(a[i]), value<B>(b[i]), value<C>(c[i]))); });
 }
 
 // All of one type.

@@ -146,17 +146,24 @@ struct Comparison {
 template <Compare compare, class T>
 inline bool holds(T a, T b) {
     switch (compare) {
-        case Compare::equal: return a == b;
-        case Compare::less: return a < b;
-        case Compare::less_equal: return a <= b;
-        case Compare::less_greater: return (a < b) | (a > b);
-        case Compare::ordered: return (a == a) & (b == b);
+        case Compare::equal:
+            return a == b;
+        case Compare::less:
+            return a < b;
+        case Compare::less_equal:
+            return a <= b;
+        case Compare::less_greater:
+            return (a < b) | (a > b);
+        case Compare::ordered:
+            return (a == a) & (b == b);
     }
 }
 
 struct Identity {
     template <class T>
-    static T of(T x) { return x; }
+    static T of(T x) {
+        return x;
+    }
 };
 struct Flush {
     static float of(float x) { return formats::flush(x); }
@@ -174,9 +181,8 @@ template <Compare compare, class T, class Prepare, int shift>
 inline uint32_t compare_rows(const std::byte* a_row, const std::byte* b_row) {
     const auto* a = reinterpret_cast<const Cell<T>*>(a_row);
     const auto* b = reinterpret_cast<const Cell<T>*>(b_row);
-    return bits([&](int i) {
-        return holds<compare>(Prepare::of(value<T>(a[i] >> shift)), Prepare::of(value<T>(b[i] >> shift)));
-    });
+    return bits(
+        [&](int i) { return holds<compare>(Prepare::of(value<T>(a[i] >> shift)), Prepare::of(value<T>(b[i] >> shift))); });
 }
 
 // in.small: negate, BoolOp << 8, c negated << 16
@@ -231,10 +237,14 @@ constexpr Alu instance() {
 template <Result result, class T, class Prepare = Identity>
 Alu compare_by(Compare compare) {
     switch (compare) {
-        case Compare::equal: return instance<result, Compare::equal, T, Prepare>();
-        case Compare::less: return instance<result, Compare::less, T, Prepare>();
-        case Compare::less_equal: return instance<result, Compare::less_equal, T, Prepare>();
-        default: break;
+        case Compare::equal:
+            return instance<result, Compare::equal, T, Prepare>();
+        case Compare::less:
+            return instance<result, Compare::less, T, Prepare>();
+        case Compare::less_equal:
+            return instance<result, Compare::less_equal, T, Prepare>();
+        default:
+            break;
     }
     if constexpr (!std::is_integral_v<T>)
         return compare == Compare::ordered ? instance<result, Compare::ordered, T, Prepare>()
@@ -246,21 +256,34 @@ template <Result single, Result pair>
 Alu compare_for(Type type, Compare compare, bool flush) {
     switch (type) {
         case Type::b16:
-        case Type::u16: return compare_by<single, uint16_t>(compare);
-        case Type::s16: return compare_by<single, int16_t>(compare);
+        case Type::u16:
+            return compare_by<single, uint16_t>(compare);
+        case Type::s16:
+            return compare_by<single, int16_t>(compare);
         case Type::b32:
-        case Type::u32: return compare_by<single, uint32_t>(compare);
-        case Type::s32: return compare_by<single, int32_t>(compare);
+        case Type::u32:
+            return compare_by<single, uint32_t>(compare);
+        case Type::s32:
+            return compare_by<single, int32_t>(compare);
         case Type::b64:
-        case Type::u64: return compare_by<single, uint64_t>(compare);
-        case Type::s64: return compare_by<single, int64_t>(compare);
-        case Type::f32: return flush ? compare_by<single, float, Flush>(compare) : compare_by<single, float>(compare);
-        case Type::f64: return compare_by<single, double>(compare);
-        case Type::f16: return flush ? compare_by<single, Half, FlushHalf>(compare) : compare_by<single, Half>(compare);
-        case Type::f16x2: return flush ? compare_by<pair, Half, FlushHalf>(compare) : compare_by<pair, Half>(compare);
-        case Type::bf16: return compare_by<single, Brain>(compare);
-        case Type::bf16x2: return compare_by<pair, Brain>(compare);
-        default: return nullptr;
+        case Type::u64:
+            return compare_by<single, uint64_t>(compare);
+        case Type::s64:
+            return compare_by<single, int64_t>(compare);
+        case Type::f32:
+            return flush ? compare_by<single, float, Flush>(compare) : compare_by<single, float>(compare);
+        case Type::f64:
+            return compare_by<single, double>(compare);
+        case Type::f16:
+            return flush ? compare_by<single, Half, FlushHalf>(compare) : compare_by<single, Half>(compare);
+        case Type::f16x2:
+            return flush ? compare_by<pair, Half, FlushHalf>(compare) : compare_by<pair, Half>(compare);
+        case Type::bf16:
+            return compare_by<single, Brain>(compare);
+        case Type::bf16x2:
+            return compare_by<pair, Brain>(compare);
+        default:
+            return nullptr;
     }
 }
 
@@ -341,15 +364,26 @@ void decode_set(Form& form) {
     uint32_t yes = 0;
     switch (result) {
         case Type::u32:
-        case Type::s32: yes = pair ? 0xffff : kAll; break;
-        case Type::f32: yes = 0x3f800000; break;
+        case Type::s32:
+            yes = pair ? 0xffff : kAll;
+            break;
+        case Type::f32:
+            yes = 0x3f800000;
+            break;
         case Type::u16:
-        case Type::s16: yes = 0xffff; break;
+        case Type::s16:
+            yes = 0xffff;
+            break;
         case Type::f16:
-        case Type::f16x2: yes = 0x3c00; break;
+        case Type::f16x2:
+            yes = 0x3c00;
+            break;
         case Type::bf16:
-        case Type::bf16x2: yes = 0x3f80; break;
-        default: form.unknown();
+        case Type::bf16x2:
+            yes = 0x3f80;
+            break;
+        default:
+            form.unknown();
     }
     const bool half = is_half(type), small_integer = result == Type::u16 || result == Type::s16;
     const bool integer = result == Type::u32 || result == Type::s32;
@@ -432,15 +466,28 @@ void decode_shr(Form& form) {
     form.finish(3);
     switch (type) {
         case Type::b16:
-        case Type::u16: form.out.run = map2<kShr, uint16_t, uint16_t, uint32_t>; break;
+        case Type::u16:
+            form.out.run = map2<kShr, uint16_t, uint16_t, uint32_t>;
+            break;
         case Type::b32:
-        case Type::u32: form.out.run = map2<kShr, uint32_t, uint32_t, uint32_t>; break;
+        case Type::u32:
+            form.out.run = map2<kShr, uint32_t, uint32_t, uint32_t>;
+            break;
         case Type::b64:
-        case Type::u64: form.out.run = map2<kShr, uint64_t, uint64_t, uint32_t>; break;
-        case Type::s16: form.out.run = map2<kShr, int16_t, int16_t, uint32_t>; break;
-        case Type::s32: form.out.run = map2<kShr, int32_t, int32_t, uint32_t>; break;
-        case Type::s64: form.out.run = map2<kShr, int64_t, int64_t, uint32_t>; break;
-        default: form.unknown();
+        case Type::u64:
+            form.out.run = map2<kShr, uint64_t, uint64_t, uint32_t>;
+            break;
+        case Type::s16:
+            form.out.run = map2<kShr, int16_t, int16_t, uint32_t>;
+            break;
+        case Type::s32:
+            form.out.run = map2<kShr, int32_t, int32_t, uint32_t>;
+            break;
+        case Type::s64:
+            form.out.run = map2<kShr, int64_t, int64_t, uint32_t>;
+            break;
+        default:
+            form.unknown();
     }
     form.fill(type, type, Type::u32);
 }
@@ -522,10 +569,11 @@ void decode_slct(Form& form) {
     form.fill(type, type, type, by);
     const bool wide = bits_of(type) == 64;
     if (by == Type::s32)
-        form.out.run = wide ? map3<kSlct, uint64_t, uint64_t, uint64_t, int32_t> : map3<kSlct, uint32_t, uint32_t, uint32_t, int32_t>;
+        form.out.run =
+            wide ? map3<kSlct, uint64_t, uint64_t, uint64_t, int32_t> : map3<kSlct, uint32_t, uint32_t, uint32_t, int32_t>;
     else if (flush)
-        form.out.run = wide ? map3<kSlctFlush, uint64_t, uint64_t, uint64_t, float>
-                            : map3<kSlctFlush, uint32_t, uint32_t, uint32_t, float>;
+        form.out.run =
+            wide ? map3<kSlctFlush, uint64_t, uint64_t, uint64_t, float> : map3<kSlctFlush, uint32_t, uint32_t, uint32_t, float>;
     else
         form.out.run = wide ? map3<kSlct, uint64_t, uint64_t, uint64_t, float> : map3<kSlct, uint32_t, uint32_t, uint32_t, float>;
 }
@@ -537,8 +585,16 @@ bool decode_logic(const ptx::Statement& statement, Operands& operands, Instructi
         {"and", decode_logic2<Logic::l_and, kAnd>},
         {"or", decode_logic2<Logic::l_or, kOr>},
         {"xor", decode_logic2<Logic::l_xor, kXor>},
-        {"not", decode_not},   {"cnot", decode_cnot}, {"shl", decode_shl},   {"shr", decode_shr},   {"shf", decode_shf},
-        {"lop3", decode_lop3}, {"prmt", decode_prmt}, {"selp", decode_selp}, {"slct", decode_slct}, {"setp", decode_setp},
+        {"not", decode_not},
+        {"cnot", decode_cnot},
+        {"shl", decode_shl},
+        {"shr", decode_shr},
+        {"shf", decode_shf},
+        {"lop3", decode_lop3},
+        {"prmt", decode_prmt},
+        {"selp", decode_selp},
+        {"slct", decode_slct},
+        {"setp", decode_setp},
         {"set", decode_set},
     };
     const auto found = known.find(statement.opcode);

@@ -158,7 +158,7 @@ struct Shape {
     uint32_t blocks : 2;              // of 8 rows
     uint32_t chunks : 4;              // registers of B
     uint32_t half_c : 1, half_d : 1;  // f16 accumulators
-    uint32_t saturate : 1;
+    uint32_t saturate : 1, unused : 15;
 };
 Shape shape_of(const Instruction& in) { return std::bit_cast<Shape>(in.small); }
 

@@ -21,8 +21,8 @@ void move_predicate(const Instruction& in, std::byte* regs, uint32_t mask) {
     write_predicate(regs, in.d, mask, predicate(regs, in.a) ^ in.small);
 }
 
-// Whole is a register of 16 to 64 bits, Part the registers of its parts, whose offsets are in in.more, lowest first; kNone: a part
-// that nobody wants.
+// Whole is a register of 16 to 64 bits, Part the registers of its parts, whose offsets are in in.more, lowest first; kNone: a
+// part that nobody wants.
 template <class Whole, class Part, int count>
 void pack(const Instruction& in, std::byte* regs, uint32_t mask) {
     const Cell<Part>* parts[count];
@@ -136,9 +136,9 @@ bool decode_move(const ptx::Statement& statement, Operands& operands, Instructio
         out.run = move_predicate;
         return true;
     }
-    form.require(untyped || type == Type::u16 || type == Type::s16 || type == Type::u32 || type == Type::s32 || type == Type::u64 ||
-                 type == Type::s64 || type == Type::f32 || type == Type::f64 || type == Type::f16 || type == Type::bf16 ||
-                 type == Type::f16x2 || type == Type::bf16x2);
+    form.require(untyped || type == Type::u16 || type == Type::s16 || type == Type::u32 || type == Type::s32 ||
+                 type == Type::u64 || type == Type::s64 || type == Type::f32 || type == Type::f64 || type == Type::f16 ||
+                 type == Type::bf16 || type == Type::f16x2 || type == Type::bf16x2);
     form.fill(type, type);
     const int bits = bits_of(type);
     out.run = bits == 128 ? move128 : bits == 64 ? unary<kSame, uint64_t> : unary<kSame, uint32_t>;

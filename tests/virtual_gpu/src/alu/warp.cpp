@@ -164,7 +164,9 @@ void decode_match(Form& form) {
         form.destination_pair(0, Type::b32, Type::pred);
     form.out.a = form.source(1, type);
     collective(form, 2);
-    form.out.run = mode == 0 ? wide ? match_any<uint64_t> : match_any<uint32_t> : wide ? match_all<uint64_t> : match_all<uint32_t>;
+    form.out.run = mode == 0 ? wide ? match_any<uint64_t> : match_any<uint32_t>
+                   : wide    ? match_all<uint64_t>
+                             : match_all<uint32_t>;
 }
 
 void decode_redux(Form& form) {
@@ -214,8 +216,12 @@ void decode_elect(Form& form) {
 
 bool decode_warp(const ptx::Statement& statement, Operands& operands, Instruction& out) {
     static const std::unordered_map<std::string_view, void (*)(Form&)> known = {
-        {"shfl", decode_shfl},   {"vote", decode_vote},             {"match", decode_match},
-        {"redux", decode_redux}, {"activemask", decode_activemask}, {"elect", decode_elect},
+        {"shfl", decode_shfl},
+        {"vote", decode_vote},
+        {"match", decode_match},
+        {"redux", decode_redux},
+        {"activemask", decode_activemask},
+        {"elect", decode_elect},
     };
     const auto found = known.find(statement.opcode);
     if (found == known.end()) return false;

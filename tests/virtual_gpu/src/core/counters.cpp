@@ -6,26 +6,28 @@
 namespace vgpu {
 
 Wavefronts wavefronts(const uint64_t* address, uint32_t mask, uint32_t unit) {
-    constexpr uint32_t kBanks = 32;
-    const uint32_t lanes_a_pass = unit <= 4 ? 32 : std::max<uint32_t>(128 / unit, 1);
+    // Accesses are aligned to their size, so wider ones than a word take whole groups of banks: 32 of 4 bytes, 16 of 8, 8 of 16.
+    // Narrower ones share words.
+    const uint32_t width = std::clamp<uint32_t>(std::bit_ceil(unit), 4, 128);
+    const uint32_t lanes_a_pass = 128 / width;
     Wavefronts w{0, 0};
     for (uint32_t from = 0; from < 32; from += lanes_a_pass) {
-        const uint32_t part = lanes_a_pass == 32 ? mask : mask & (((uint32_t{1} << lanes_a_pass) - 1) << from);
-        if (!part) continue;
-        // Distinct words of each bank.
-        uint64_t words[32 * 8];
-        uint32_t n = 0;
-        for (uint32_t rest = part; rest; rest &= rest - 1) {
-            const uint64_t at = address[std::countr_zero(rest)];
-            for (uint64_t word = at / 4; word <= (at + unit - 1) / 4; ++word) words[n++] = word;
+        uint64_t of_bank[32][32];  // distinct words (or groups of them) of each bank (or group)
+        uint32_t n[32] = {};
+        uint32_t distinct = 0, most = 0;
+        for (uint32_t lane = from; lane < from + lanes_a_pass; ++lane) {
+            if (!(mask >> lane & 1)) continue;
+            const uint64_t word = address[lane] / width;
+            const uint64_t bank = word % lanes_a_pass;
+            bool known = false;
+            for (uint32_t i = 0; i < n[bank] && !known; ++i) known = of_bank[bank][i] == word;
+            if (known) continue;
+            of_bank[bank][n[bank]++] = word;
+            ++distinct;
+            most = std::max(most, n[bank]);
         }
-        std::sort(words, words + n);
-        n = static_cast<uint32_t>(std::unique(words, words + n) - words);
-        uint32_t in_bank[kBanks] = {};
-        uint32_t most = 0;
-        for (uint32_t i = 0; i < n; ++i) most = std::max(most, ++in_bank[words[i] % kBanks]);
         w.taken += most;
-        w.ideal += (n + kBanks - 1) / kBanks;
+        w.ideal += (distinct + lanes_a_pass - 1) / lanes_a_pass;
     }
     return w;
 }

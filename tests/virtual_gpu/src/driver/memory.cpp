@@ -172,7 +172,8 @@ CUresult CUDAAPI cuMemFree(CUdeviceptr address) {
     return in_context("cuMemFree", [&](const std::shared_ptr<Context>& context) {
         refuse_during_capture("cuMemFree");
         if (!address) return;
-        synchronize(*context);  // it waits for everything
+        // A card's driver waits for everything here. What is pending has its turn, but nobody may rely on it as a wait.
+        flush_all(*context);
         release(*context, address);
     });
 }
@@ -258,7 +259,7 @@ CUresult CUDAAPI cuMemFreeHost(void* address) {
         const auto at = state().host.find(reinterpret_cast<uintptr_t>(address));
         if (at == state().host.end() || at->second.registered)
             refuse(CUDA_ERROR_INVALID_VALUE, "no allocation of the host begins there");
-        synchronize(*context);
+        flush_all(*context);
         state().host.erase(at);
         std::free(address);
     });

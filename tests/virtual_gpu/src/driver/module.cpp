@@ -109,7 +109,7 @@ void publish(CUmodule* out, const ModulePtr& module) { *out = module->handle = s
 void publish(CUlibrary* out, const ModulePtr& module) { *out = module->library = state().libraries.add(module); }
 
 void unload(const ModulePtr& module) {
-    if (const auto context = module->context.lock()) synchronize(*context);
+    if (const auto context = module->context.lock()) flush_all(*context);
     for (const auto& [name, handle] : module->functions) state().functions.erase(handle);
     state().modules.erase(module->handle);
     state().libraries.erase(module->library);

@@ -224,7 +224,6 @@ void issue(Context& context, Stream& stream, Launch launch);
 void synchronize(Context& context, Stream& stream);
 void synchronize(Context& context);
 void drop_pending();
-bool alive(const Context& context, const Stream& stream);
 
 // --- capture.cpp
 void refuse_during_capture(const char* call);  // an unsafe call while a capture forbids them

@@ -1,0 +1,98 @@
+#include "cuda/device.h"
+
+#include <array>
+#include <stdexcept>
+#include <utility>
+
+#include "cuda/fatbin.h"
+
+namespace llama_ext::cuda {
+namespace {
+
+constexpr unsigned kSharedWithoutAsking = 48 * 1024;
+
+int attribute(CUdevice device, CUdevice_attribute which, const char* purpose) {
+    int value = 0;
+    driver().cuDeviceGetAttribute(purpose, &value, which, device);
+    return value;
+}
+
+}  // namespace
+
+Device::Device(int ordinal) {
+    int count = 0;
+    driver().cuDeviceGetCount("the number of devices", &count);
+    if (ordinal < 0 || ordinal >= count)
+        throw std::invalid_argument("there is no CUDA device " + std::to_string(ordinal) + ": the driver reports " +
+                                    std::to_string(count) + ", counted from 0");
+    const std::string purpose = "device " + std::to_string(ordinal);
+    driver().cuDeviceGet(purpose, &handle_, ordinal);
+    std::array<char, 256> name{};
+    driver().cuDeviceGetName(purpose, name.data(), static_cast<int>(name.size()), handle_);
+    name_ = name.data();
+    driver().cuDeviceTotalMem(purpose, &memory_bytes_, handle_);
+    compute_major_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, "the compute capability");
+    compute_minor_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, "the compute capability");
+    multiprocessors_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, "the number of multiprocessors");
+    shared_bytes_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, "the size of shared memory");
+    driver().cuDevicePrimaryCtxRetain(purpose, &context_, handle_);
+}
+
+Device::~Device() { driver().cuDevicePrimaryCtxRelease.function(handle_); }
+
+Current::Current(const Device& device) { driver().cuCtxPushCurrent("the device's primary context", device.context()); }
+
+Current::~Current() {
+    CUcontext context;
+    driver().cuCtxPopCurrent.function(&context);
+}
+
+Memory::Memory(DevicePtr device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
+    const Current current(*device_);
+    driver().cuMemAlloc("a buffer of " + std::to_string(bytes) + " bytes", &address_, bytes);
+}
+
+Memory::~Memory() {
+    release(*device_, [this] { driver().cuMemFree.function(address_); });
+}
+
+Module::Module(DevicePtr device) : Module(std::move(device), fatbin()) {}
+
+Module::Module(DevicePtr device, const void* image) : device_(std::move(device)) {
+    const Current current(*device_);
+    try {
+        driver().cuModuleLoadData("the kernels", &handle_, image);
+    } catch (const DriverError& error) {
+        if (error.code != CUDA_ERROR_NO_BINARY_FOR_GPU) throw;
+        throw DriverError(error.code, "the kernels hold no code for " + device_->name() + ", compute capability " +
+                                          std::to_string(device_->compute_major()) + "." +
+                                          std::to_string(device_->compute_minor()) +
+                                          ": build llama_ext with it in LLAMA_EXT_CUDA_ARCHITECTURES");
+    }
+}
+
+Module::~Module() {
+    release(*device_, [this] { driver().cuModuleUnload.function(handle_); });
+}
+
+CUfunction Module::function(const std::string& kernel, unsigned shared_bytes) const {
+    const std::lock_guard lock(mutex_);
+    auto found = functions_.find(kernel);
+    if (found == functions_.end()) {
+        const Current current(*device_);
+        CUfunction handle = nullptr;
+        driver().cuModuleGetFunction(kernel, &handle, handle_, kernel.c_str());
+        driver().cuFuncLoad(kernel, handle);
+        found = functions_.emplace(kernel, Function{handle, kSharedWithoutAsking}).first;
+    }
+    Function& function = found->second;
+    if (shared_bytes > function.shared_bytes) {
+        const Current current(*device_);
+        driver().cuFuncSetAttribute(kernel + ", " + std::to_string(shared_bytes) + " bytes of shared memory", function.handle,
+                                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, static_cast<int>(shared_bytes));
+        function.shared_bytes = shared_bytes;
+    }
+    return function.handle;
+}
+
+}  // namespace llama_ext::cuda

@@ -1,0 +1,106 @@
+#include "cuda/stream.h"
+
+#include <stdexcept>
+#include <utility>
+
+namespace llama_ext::cuda {
+namespace {
+
+constexpr int kProgrammaticMajor = 9;  // the first compute capability with programmatic dependent launch
+
+}  // namespace
+
+Executable::Executable(std::shared_ptr<const Module> module, Plan plan) : module_(std::move(module)), plan_(std::move(plan)) {
+    for (Launch& launch : plan_.launches) {
+        functions_.push_back(module_->function(launch.kernel, launch.shared_bytes));
+        std::vector<void*>& parameters = parameters_.emplace_back();
+        for (Argument& argument : launch.arguments)
+            parameters.push_back(std::visit([](auto& value) -> void* { return &value; }, argument.value));
+    }
+}
+
+Graph::~Graph() {
+    if (handle_) release(executable_->device(), [this] { driver().cuGraphExecDestroy.function(handle_); });
+}
+
+Stream::Stream(DevicePtr device) : device_(std::move(device)) {
+    const Current current(*device_);
+    driver().cuStreamCreate("a stream", &handle_, CU_STREAM_NON_BLOCKING);
+}
+
+Stream::~Stream() {
+    release(*device_, [this] { driver().cuStreamDestroy.function(handle_); });
+}
+
+void Stream::write(Address to, const void* from, size_t bytes) {
+    const Current current(*device_);
+    driver().cuMemcpyHtoDAsync("a copy to the device", to.value, from, bytes, handle_);
+    driver().cuStreamSynchronize("a copy to the device", handle_);
+}
+
+void Stream::read(void* to, Address from, size_t bytes) {
+    const Current current(*device_);
+    driver().cuMemcpyDtoHAsync("a copy from the device", to, from.value, bytes, handle_);
+    driver().cuStreamSynchronize("a copy from the device", handle_);
+}
+
+void Stream::fill(Address to, unsigned char byte, size_t bytes) {
+    const Current current(*device_);
+    driver().cuMemsetD8Async("filling memory", to.value, byte, bytes, handle_);
+}
+
+void Stream::launch(const Executable& executable) {
+    CUlaunchAttribute programmatic{};
+    programmatic.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    programmatic.value.programmaticStreamSerializationAllowed = 1;
+    for (size_t i = 0; i < executable.plan_.launches.size(); ++i) {
+        const Launch& launch = executable.plan_.launches[i];
+        CUlaunchConfig config{};
+        config.gridDimX = launch.grid[0], config.gridDimY = launch.grid[1], config.gridDimZ = launch.grid[2];
+        config.blockDimX = launch.block[0], config.blockDimY = launch.block[1], config.blockDimZ = launch.block[2];
+        config.sharedMemBytes = launch.shared_bytes;
+        config.hStream = handle_;
+        if (launch.programmatic && device_->compute_major() >= kProgrammaticMajor) {
+            config.attrs = &programmatic;
+            config.numAttrs = 1;
+        }
+        driver().cuLaunchKernelEx(launch.kernel, &config, executable.functions_[i],
+                                  const_cast<void**>(executable.parameters_[i].data()), nullptr);
+    }
+}
+
+void Stream::run(const Executable& executable) {
+    const Current current(*device_);
+    launch(executable);
+}
+
+std::unique_ptr<Graph> Stream::capture(std::shared_ptr<const Executable> executable) {
+    const Current current(*device_);
+    std::unique_ptr<Graph> result(new Graph(executable));
+    driver().cuStreamBeginCapture("a graph", handle_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+    CUgraph graph = nullptr;
+    try {
+        launch(*executable);
+    } catch (...) {
+        driver().cuStreamEndCapture.function(handle_, &graph);
+        if (graph) driver().cuGraphDestroy.function(graph);
+        throw;
+    }
+    driver().cuStreamEndCapture("a graph", handle_, &graph);
+    const CUresult code = driver().cuGraphInstantiateWithFlags.function(&result->handle_, graph, 0);
+    driver().cuGraphDestroy.function(graph);
+    if (code != CUDA_SUCCESS) raise_driver_error(code, "cuGraphInstantiateWithFlags", "a graph");
+    return result;
+}
+
+void Stream::run(const Graph& graph) {
+    const Current current(*device_);
+    driver().cuGraphLaunch("a graph", graph.handle_, handle_);
+}
+
+void Stream::synchronize() {
+    const Current current(*device_);
+    driver().cuStreamSynchronize("all launched work", handle_);
+}
+
+}  // namespace llama_ext::cuda
