@@ -275,6 +275,15 @@ def driver_error(case: str, image: bytes = b"") -> str:
     raise AssertionError("nothing was refused")
 
 
+def report(function: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """The counters of each launch of another function here."""
+    library = virtual_gpu()
+    library.vgpuReport()  # what ran before
+    globals()[function](**arguments)
+    launches: list[dict[str, Any]] = json.loads(library.vgpuReport())
+    return launches
+
+
 class Remote:
     """A worker, seen from the tests."""
 
@@ -297,14 +306,14 @@ class Remote:
             raise AssertionError(f"the worker of {self.card} died with {self.process.wait()} in {function}") from None
         return answer
 
-    def call(self, function: str, seed: int = 0, **arguments: Any) -> Any:
+    def call(self, function: str, /, seed: int = 0, **arguments: Any) -> Any:
         """The function's result; the card has seen no fault."""
         result, error, faults = self._ask(function, seed, arguments)
         assert not faults, f"{function} on {self.card}, seed {seed}: {faults[0]}"
         assert not error, error
         return result
 
-    def faults(self, function: str, seed: int = 0, **arguments: Any) -> list[dict[str, Any]]:
+    def faults(self, function: str, /, seed: int = 0, **arguments: Any) -> list[dict[str, Any]]:
         """The faults of a run that is wrong."""
         return self._ask(function, seed, arguments)[2]
 
@@ -314,10 +323,16 @@ class Remote:
         self.process.wait(timeout=60)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def virtual_gpu() -> ctypes.CDLL:
     library = ctypes.CDLL(os.environ["LLAMA_EXT_LIBCUDA"])
-    library.vgpuFaults.restype = ctypes.c_char_p
+    for name in ("vgpuFaults", "vgpuReport"):
+        getattr(library, name).restype = ctypes.c_char_p
     library.vgpuSetSeed.argtypes = (ctypes.c_uint64,)
+    return library
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    library = virtual_gpu()
     while True:
         try:
             function, seed, arguments = pickle.load(requests)

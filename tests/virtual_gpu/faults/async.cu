@@ -171,12 +171,12 @@ extern "C" __global__ void mbarrier_wrong_parity(const float* in, float* out, in
     __syncthreads();
     for (int round = 0; round < rounds; ++round) {
         if (threadIdx.x < 32) {
-            if (round > 0) mbarrier_wait(&empty, (round - 1) & 1);
-            tile[lane] = in[32 * round + lane];  // fault here
+            if (round > 0) mbarrier_wait(&empty, (round - 1) & 1);  // fault here
+            tile[lane] = in[32 * round + lane];                     // fault here
             mbarrier_arrive(&full);
         } else {
 #ifdef BROKEN
-            mbarrier_wait(&full, (round + 1) & 1);
+            mbarrier_wait(&full, (round + 1) & 1);  // fault here
 #else
             mbarrier_wait(&full, round & 1);
 #endif

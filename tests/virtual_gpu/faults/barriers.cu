@@ -198,7 +198,7 @@ extern "C" __global__ void producer_does_not_wait(const float* in, float* out, i
         }
     } else {
         for (int round = 0; round < rounds; ++round) {
-            barrier_sync(1 + round % 2, 64);
+            barrier_sync(1 + round % 2, 64);  // fault here
             out[round * 32 + lane] = tile[round % 2][lane ^ 1];
 #ifndef BROKEN
             if (round + 2 < rounds) barrier_arrive(3 + round % 2, 64);

@@ -129,7 +129,7 @@ end:
 .func _ZN1CC2Ei (.param .b64 p) { ret; }
 .alias _ZN1CC1Ei, _ZN1CC2Ei;
 	.file	1 "/src/a.cu"
-	.file	2 "/src/b \"c\".h", 1700000000, 12345
+	.file	2 "/cuda-13/include/b \"c\".h", 1700000000, 12345
 	.section	.debug_str
 	{
 $L__info_string0:
@@ -163,7 +163,7 @@ const Statement& statement(const Function& f, const std::string& text) {
 void test_module() {
     auto m = parse(kModule);
     CHECK(m->version_major == 9 && m->version_minor == 0 && m->target == 90 && m->target_suffix == "a");
-    CHECK(m->files.size() == 3 && m->files[1] == "/src/a.cu" && m->files[2] == "/src/b \"c\".h");
+    CHECK(m->files.size() == 3 && m->files[1] == "/src/a.cu" && m->files[2] == "/cuda-13/include/b \"c\".h");
     CHECK(m->functions.size() == 5);  // vprintf, __assertfail, helper, the kernel, the constructor
 
     const Function& printf = function(*m, "vprintf");
@@ -279,10 +279,18 @@ void test_locations() {
     const Function& f = function(*m, "_Z6kernelPf");
     auto at = [](const Statement& s, int file, int line) { return s.where.file == file && s.where.line == line; };
     CHECK(at(f.code[0], 1, 10));
-    CHECK(at(f.code[1], 1, 11));                               // inlined twice over
+    CHECK(at(f.code[1], 1, 11));                               // inlined twice over, from a header of the toolkit
     CHECK(at(f.code[2], -1, 0) && f.code[2].opcode == "bra");  // line 0: of no line in particular
     CHECK(at(f.code[3], -1, 0));                               // a file without .file
     CHECK(function(*m, "helper").code[0].where.file == -1);    // no .loc
+    // An author's own header: its line, though it is inlined, and though a header of the toolkit is inlined there in turn.
+    auto own = parse(kHead +
+                     ".entry k() { .reg .b32 x;\n.loc 1 10 0\nmov.b32 x, 0;\n.loc 1 11 5\n"
+                     ".loc 3 40 1, function_name F, inlined_at 1 11 5\nmov.b32 x, 1;\n"
+                     ".loc 2 7 3, function_name F, inlined_at 3 40 1\nmov.b32 x, 2; }\n"
+                     ".file 1 \"a.cu\"\n.file 2 \"/cuda/include/b.h\"\n.file 3 \"include/mine.h\"\n");
+    const Function& o = own->functions[0];
+    CHECK(at(o.code[0], 1, 10) && at(o.code[1], 3, 40) && at(o.code[2], 3, 40));
     const std::string text = kModule;
     int line = 1;
     for (size_t i = 0; i < text.find("mov.u32 \t%r1, %tid.x"); ++i) line += text[i] == '\n';

@@ -334,15 +334,15 @@ Alu nearest(Kind d, Kind a, bool ftz) {
     return nullptr;
 }
 
-// tf32: the float with its low 13 bits zero. .rna takes a NaN for a number, and .satfinite steps down from whatever has the
-// largest exponent.
+// tf32: the float with its low 13 bits zero. A NaN becomes the canonical one: .rna would carry it to infinity.
 void to_tf32(const Instruction& in, std::byte* regs, uint32_t mask) {
     const uint32_t* a = row<uint32_t>(regs, in.a);
     some(row<uint32_t>(regs, in.d), mask, [&](int i) {
         const uint32_t x = a[i], sign = x & 0x80000000, magnitude = x ^ sign;
         if (rounding(in) == Round::away) {
-            uint32_t y = std::min((magnitude + 0x1000) & 0xffffe000, 0x7fffe000u);
-            if (in.small & kFinite && y >= 0x7f800000) y -= 0x2000;
+            if (magnitude > 0x7f800000) return 0x7fffe000u;
+            uint32_t y = (magnitude + 0x1000) & 0xffffe000;
+            if (in.small & kFinite && y == 0x7f800000) y -= 0x2000;
             return sign | y;
         }
         const auto y = static_cast<uint32_t>(encode<TF32>(as_float(x), rounding(in), in.small & kFinite)) << 13;

@@ -30,6 +30,10 @@ constexpr auto kSqrt = []<class T>(T a) -> T { return std::sqrt(a); };
 template <auto f, bool ftz, bool sat = false>
 constexpr auto kF32 = []<class... A>(A... x) -> float { return real::output<ftz, sat>(f(real::input<ftz>(x)...)); };
 
+// f as an f64 instruction.
+template <auto f>
+constexpr auto kF64 = []<class... A>(A... x) -> double { return real::first_nan(f(x...), x...); };
+
 // f on both floats of a 64-bit register.
 template <auto f, bool ftz>
 constexpr auto kF32x2 = []<class... A>(A... x) -> uint64_t {
@@ -73,7 +77,7 @@ T rounded(uint32_t how, A... x) {
         if (how & kFtz) result = formats::flush(result);
         return how & kSat ? real::saturate(result) : real::canonical(result);
     } else {
-        return once(x...);
+        return real::first_nan(once(x...), x...);
     }
 }
 
@@ -224,14 +228,14 @@ void arithmetic(Form& form, Type type, bool saturates, bool rounding_needed) {
     out.small = static_cast<uint32_t>(round < 0 ? 0 : round) | (ftz ? kFtz : 0) | (sat ? kSat : 0);
     const bool nearest = round <= 0;
     if (type == Type::f64) {
-        out.run = nearest ? plain<f, arity, double>() : directed<f, double, arity>;
+        out.run = nearest ? plain<kF64<f>, arity, double>() : directed<f, double, arity>;
     } else if (type == Type::f32) {
         out.run = !nearest ? directed<f, float, arity>
                   : ftz    ? sat ? plain<kF32<f, true, true>, arity, float>() : plain<kF32<f, true>, arity, float>()
                   : sat    ? plain<kF32<f, false, true>, arity, float>()
                            : plain<kF32<f, false>, arity, float>();
     } else if constexpr (arity >= 2) {
-        form.require(type == Type::f32x2 && saturates);
+        form.require(type == Type::f32x2 && saturates && form.operands.target() >= 100);
         out.run = !nearest ? directed_f32x2<f, arity>
                   : ftz    ? plain<kF32x2<f, true>, arity, uint64_t>()
                            : plain<kF32x2<f, false>, arity, uint64_t>();
@@ -245,6 +249,7 @@ template <auto f, int arity>
 void mixed(Form& form, Type narrow) {
     const int round = form.take_one({"rn", "rz", "rm", "rp"});
     const bool sat = form.take("sat");
+    form.require(form.operands.target() >= 100);
     form.require(form.take_type() == Type::f32 && (narrow == Type::f16 || narrow == Type::bf16) && (arity == 2 || round >= 0));
     form.finish(arity + 1);
     if (arity == 2)
@@ -315,6 +320,7 @@ void rsqrt(Form& form, Type type) {
 template <auto f, bool flushes = true>
 void function(Form& form, Type type) {
     form.require(type == Type::f32 && form.take("approx"));
+    form.require(flushes || form.operands.target() >= 75);  // tanh
     form.require(flushes || !form.statement.has("ftz"));
     approximate<f>(form);
 }
@@ -331,6 +337,7 @@ void minmax(Form& form, Type type) {
         return;
     }
     form.require(type == Type::f32 && (three ? !xorsign : xorsign == abs));
+    form.require(form.operands.target() >= (three ? 100 : xorsign ? 86 : nan ? 80 : 0));
     form.out.small = (ftz ? kMinMaxFtz : 0) | (nan ? kMinMaxNan : 0) | (xorsign ? kMinMaxXorsign : 0) | (abs ? kMinMaxAbs : 0);
     form.out.run = three            ? minmax_f32<larger, true>
                    : nan || xorsign ? minmax_f32<larger, false>

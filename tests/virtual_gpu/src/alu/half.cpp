@@ -20,7 +20,10 @@ struct Format;
 
 template <>
 struct Format<Half> {
-    static float read(uint32_t bits) { return formats::f16_to_f32(bits); }
+    // With a NaN's sign, which .xorsign asks for.
+    static float read(uint32_t bits) {
+        return formats::as_float(formats::bits_of(formats::f16_to_f32(bits)) | (bits & 0x8000) << 16);
+    }
     static uint32_t round(float x) { return formats::f32_to_f16(x); }
     // Subnormal as f16.
     static float flush(float x) {
@@ -95,39 +98,42 @@ struct PickXorsign {
 
 enum class Limit { none, sat, relu };
 
-template <class H, class Op, bool ftz, Limit limit, class... X>
-[[gnu::always_inline]] inline uint32_t apply(X... bits) {
-    using F = Format<H>;
-    const auto in = [](uint32_t b) { return ftz ? F::flush(F::read(b)) : F::read(b); };
-    float x = Op::template of<H>(in(bits)...);
-    uint32_t result = F::round(x);
-    // What is subnormal after rounding is flushed; a NaN, all ones, is not.
-    constexpr uint32_t kExponent = std::is_same_v<H, Half> ? 0x7c00 : 0x7f80, kOne = std::is_same_v<H, Half> ? 0x3c00 : 0x3f80;
-    if (ftz) result = result & kExponent ? result : result & 0x8000;
-    if (limit == Limit::sat) {
-        // Bit patterns of positive numbers are in their order; NaN and what is negative become +0.
-        result = result > kExponent ? 0 : result > kOne ? kOne : result;
-    }
-    if (limit == Limit::relu) result = (result & 0x8000) && (result & 0x7fff) <= kExponent ? 0 : result;
-    return result;
-}
-
+// In steps, each a loop simple enough to be vectorised; the upper halves of pairs come after all the lower ones.
 template <class H, class Op, bool ftz, Limit limit, bool pair, int arity>
 void run(const Instruction& in, std::byte* regs, uint32_t mask) {
-    const uint32_t *a = u32(regs, in.a), *b = arity >= 2 ? u32(regs, in.b) : a, *c = arity >= 3 ? u32(regs, in.c) : a;
-    const auto one = [&](uint32_t x, uint32_t y, uint32_t z) {
+    using F = Format<H>;
+    constexpr int kCount = pair ? 2 * kLanes : kLanes;
+    alignas(64) float x[arity][kCount];
+    const uint32_t from[] = {in.a, in.b, in.c};
+    for (int k = 0; k < arity; ++k) {
+        const uint32_t* a = u32(regs, from[k]);
+        for (int i = 0; i < kLanes; ++i) x[k][i] = F::read(a[i] & 0xffff);
+        if constexpr (pair)
+            for (int i = 0; i < kLanes; ++i) x[k][kLanes + i] = F::read(a[i] >> 16);
+        if constexpr (ftz)
+            for (int i = 0; i < kCount; ++i) x[k][i] = F::flush(x[k][i]);
+    }
+    for (int i = 0; i < kCount; ++i) {
         if constexpr (arity == 1)
-            return apply<H, Op, ftz, limit>(x);
+            x[0][i] = Op::template of<H>(x[0][i]);
         else if constexpr (arity == 2)
-            return apply<H, Op, ftz, limit>(x, y);
+            x[0][i] = Op::template of<H>(x[0][i], x[1][i]);
         else
-            return apply<H, Op, ftz, limit>(x, y, z);
-    };
-    write(u32(regs, in.d), mask, [&](int i) {
-        const uint32_t low = one(a[i] & 0xffff, b[i] & 0xffff, c[i] & 0xffff);
-        if constexpr (!pair) return low;
-        return low | one(a[i] >> 16, b[i] >> 16, c[i] >> 16) << 16;
-    });
+            x[0][i] = Op::template of<H>(x[0][i], x[1][i], x[2][i]);
+    }
+    alignas(64) uint32_t result[kCount];
+    for (int i = 0; i < kCount; ++i) result[i] = F::round(x[0][i]);
+    constexpr uint32_t kExponent = std::is_same_v<H, Half> ? 0x7c00 : 0x7f80, kOne = std::is_same_v<H, Half> ? 0x3c00 : 0x3f80;
+    if constexpr (ftz)  // what is subnormal after rounding
+        for (int i = 0; i < kCount; ++i) result[i] = result[i] & kExponent ? result[i] : result[i] & 0x8000;
+    if constexpr (limit == Limit::sat)  // positive numbers' patterns are in their order; above them NaN and what is negative
+        for (int i = 0; i < kCount; ++i) result[i] = result[i] > kExponent ? 0 : result[i] > kOne ? kOne : result[i];
+    if constexpr (limit == Limit::relu)  // NaN, all ones, is positive
+        for (int i = 0; i < kCount; ++i) result[i] = result[i] & 0x8000 ? 0 : result[i];
+    if constexpr (pair)
+        write(u32(regs, in.d), mask, [&](int i) { return result[i] | result[kLanes + i] << 16; });
+    else
+        write(u32(regs, in.d), mask, [&](int i) { return result[i]; });
 }
 
 template <class Op, int arity>
@@ -164,7 +170,7 @@ template <class Op>
 void arithmetic(Form& form, Type type) {
     form.take("rn");
     const bool ftz = form.take("ftz"), sat = form.take("sat");
-    form.require(!is_brain(type) || (!ftz && !sat));
+    form.require(!is_brain(type) || (!ftz && !sat && form.operands.target() >= 90));
     form.finish(3);
     form.fill(type, type, type);
     form.out.run = for_type<Op, 2>(type, ftz, sat ? Limit::sat : Limit::none);
@@ -174,6 +180,7 @@ void fma(Form& form, Type type) {
     form.require(form.take("rn"));
     const bool ftz = form.take("ftz"), sat = form.take("sat"), relu = form.take("relu");
     form.require(!(sat && relu) && (!is_brain(type) || (!ftz && !sat)));
+    form.require(form.operands.target() >= (is_brain(type) || relu ? 80 : 53));
     form.finish(4);
     form.fill(type, type, type, type);
     form.out.run = for_type<Fma, 3>(type, ftz, sat ? Limit::sat : relu ? Limit::relu : Limit::none);
@@ -182,7 +189,7 @@ void fma(Form& form, Type type) {
 template <bool larger>
 void minmax(Form& form, Type type) {
     const bool ftz = form.take("ftz"), nan = form.take("NaN"), xorsign = form.take("xorsign"), abs = form.take("abs");
-    form.require(xorsign == abs && !(ftz && is_brain(type)));
+    form.require(xorsign == abs && !(ftz && is_brain(type)) && form.operands.target() >= (xorsign ? 86 : 80));
     form.finish(3);
     form.fill(type, type, type);
     form.out.run =
@@ -195,7 +202,7 @@ template <class Op, bool flushes>
 void approximate(Form& form, Type type) {
     form.require(form.take("approx"));
     const bool ftz = form.take("ftz");
-    form.require(flushes ? ftz == is_brain(type) : !ftz);
+    form.require((flushes ? ftz == is_brain(type) : !ftz) && form.operands.target() >= (is_brain(type) ? 90 : 75));
     form.finish(2);
     form.fill(type, type);
     form.out.run = for_type<Op, 1>(type, ftz);
@@ -218,7 +225,7 @@ void signs(const Instruction& in, std::byte* regs, uint32_t mask) {
 template <bool negate>
 void sign(Form& form, Type type) {
     const bool ftz = form.take("ftz");
-    form.require(!(ftz && is_brain(type)));
+    form.require(!is_brain(type) || (!ftz && form.operands.target() >= 80));
     form.finish(2);
     form.fill(type, type);
     const uint32_t bits = bits_of(type) == 32 ? 0x80008000 : 0x8000;

@@ -181,8 +181,14 @@ template <Compare compare, class T, class Prepare, int shift>
 inline uint32_t compare_rows(const std::byte* a_row, const std::byte* b_row) {
     const auto* a = reinterpret_cast<const Cell<T>*>(a_row);
     const auto* b = reinterpret_cast<const Cell<T>*>(b_row);
-    return bits(
-        [&](int i) { return holds<compare>(Prepare::of(value<T>(a[i] >> shift)), Prepare::of(value<T>(b[i] >> shift))); });
+    if constexpr (std::is_arithmetic_v<T>) {
+        return bits([&](int i) { return holds<compare>(Prepare::of(value<T>(a[i])), Prepare::of(value<T>(b[i]))); });
+    } else {  // widened first: in one loop with the comparison it would not be vectorised
+        alignas(64) float x[kLanes], y[kLanes];
+        for (int i = 0; i < kLanes; ++i) x[i] = value<T>(a[i] >> shift);
+        for (int i = 0; i < kLanes; ++i) y[i] = value<T>(b[i] >> shift);
+        return bits([&](int i) { return holds<compare>(Prepare::of(x[i]), Prepare::of(y[i])); });
+    }
 }
 
 // in.small: negate, BoolOp << 8, c negated << 16

@@ -75,12 +75,19 @@ void Machine::land(Warp& warp, const AsyncCopy& copy, uint32_t clock) {
     --pending_sources;
 }
 
+// As late as can be told from the lane's knowledge: a copy that an arrival on an mbarrier is tied to was over by that arrival.
+uint32_t Machine::landing_clock(const Warp& warp, const AsyncCopy& copy) const {
+    for (const AsyncArrival& arrival : warp.arrivals)
+        if (arrival.lane == copy.lane && copy.group < arrival.group) return arrival.clock;
+    return warp.now;
+}
+
 void Machine::copy_wait(Warp& warp, uint32_t mask, uint32_t keep) {
     const bool all = keep == UINT32_MAX;
     std::erase_if(warp.copies, [&](const AsyncCopy& copy) {
         const uint32_t open = warp.group[copy.lane];
         if (!(mask >> copy.lane & 1) || (!all && (open < keep || copy.group >= open - keep))) return false;
-        land(warp, copy, warp.now);
+        land(warp, copy, landing_clock(warp, copy));
         return true;
     });
 }

@@ -192,7 +192,7 @@ bool Builder::decode_atomic(const ptx::Statement& s, Instruction& in) {
         {"or", AtomicOp::logic_or}, {"xor", AtomicOp::logic_xor},
     };
     Access access;
-    access.strong = true;
+    access.strong = access.modifies = true;
     Element e{0, false, Number::u32};
     bool has_op = false;
     for (const std::string& m : s.modifiers) {
@@ -484,6 +484,8 @@ bool Builder::decode_address(const ptx::Statement& s, Instruction& in) {
             in.immediate = windows_.global;
             in.small = 38;
             static_assert(Memory::kRange == uint64_t{1} << 38);
+        } else if (space == Where::constant) {  // constants lie among the global variables: no address is known for one alone
+            fail("isspacep.const is not served: constants lie among the global variables");
         } else {
             fail("not served");
         }

@@ -11,6 +11,7 @@ namespace {
 
 std::string source(const Place& p) {
     std::string text = p.file.empty() ? "PTX line " + std::to_string(p.ptx_line) : p.file + ":" + std::to_string(p.line);
+    for (const Place::Caller& c : p.callers) text += ", inlined at " + c.file + ":" + std::to_string(c.line);
     return text;
 }
 
@@ -21,9 +22,12 @@ std::string hex(uint64_t value) {
 }
 
 std::string json_of(const Place& p) {
+    std::string callers;
+    for (const Place::Caller& c : p.callers)
+        callers += (callers.empty() ? "" : ",") + ("{\"file\":" + quoted(c.file) + ",\"line\":" + std::to_string(c.line) + "}");
     return "\"kernel\":" + quoted(p.kernel) + ",\"file\":" + quoted(p.file) + ",\"line\":" + std::to_string(p.line) +
-           ",\"ptx_line\":" + std::to_string(p.ptx_line) + ",\"instruction\":" + quoted(p.instruction) +
-           ",\"block\":" + triple(p.block) + ",\"thread\":" + triple(p.thread);
+           ",\"ptx_line\":" + std::to_string(p.ptx_line) + ",\"instruction\":" + quoted(p.instruction) + ",\"callers\":[" +
+           callers + "],\"block\":" + triple(p.block) + ",\"thread\":" + triple(p.thread);
 }
 
 std::string who(const Place& p) { return "block " + triple(p.block) + " thread " + triple(p.thread); }

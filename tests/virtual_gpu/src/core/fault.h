@@ -15,7 +15,12 @@ struct Place {  // where in a kernel something happened
     std::string file;
     int line = 0;  // in the source; 0 without -lineinfo
     int ptx_line = 0;
-    std::string instruction;  // PTX
+    struct Caller {
+        std::string file;
+        int line;
+    };
+    std::vector<Caller> callers;  // where the line's function is inlined, innermost first
+    std::string instruction;      // PTX
     uint32_t block[3] = {0, 0, 0}, thread[3] = {0, 0, 0};
 };
 

@@ -64,7 +64,8 @@ struct Access {
     bool sign = false;    // extend with the sign
     bool strong = false;  // volatile, relaxed, acquire, release: no data race with its like
     bool non_coherent = false;
-    uint8_t order = 0;  // kAcquire, kRelease
+    bool modifies = false;  // reads and writes in one (atom, red)
+    uint8_t order = 0;      // kAcquire, kRelease
     Scope scope = Scope::none;
     uint32_t address = kNone;  // register of the address; kNone: `offset` alone
     bool wide = true;          // the register has 64 bits

@@ -96,11 +96,13 @@ struct Warp {
     std::array<ClockPtr, 32> pending;
     uint32_t pending_mask = 0;
     struct Seen {
-        uint32_t lane;
+        uint32_t lanes;  // whose; after a barrier all, since one has seen it for all
         std::shared_ptr<PublishedLog> log;
         size_t size;
     };
     std::vector<Seen> pending_device;
+    void see(uint32_t lanes, const ClockPtr& of_block);
+    void see(uint32_t lanes, const std::shared_ptr<PublishedLog>& log, size_t size);
 
     std::vector<AsyncCopy> copies;     // in flight
     std::array<uint32_t, 32> group{};  // the open group of each lane
@@ -225,8 +227,9 @@ struct Machine {
     void run_warp(Warp& warp, uint64_t quantum);
     bool slow(Warp& warp, Split& split, const Instruction& in, uint32_t mask);  // false: the warp has to stop here
     bool gather(Warp& warp, Split& split, uint32_t member, const Instruction& in, uint32_t* mask);
-    uint64_t idle = 0;        // instructions since the last progress
-    uint32_t polls_left = 0;  // of the running warp, until it gives way
+    uint64_t last_priority = 0;  // of the warps that poll
+    uint64_t idle = 0;           // instructions since the last progress
+    uint32_t polls_left = 0;     // of the running warp, until it gives way
     void leave(Warp& warp, uint32_t lanes, uint32_t pc);
     bool predecessors_done(const Grid& grid) const;
     void meet_predecessors(Warp& warp, uint32_t mask);
@@ -286,6 +289,7 @@ struct Machine {
     void copy_arrive(Warp& warp, const Instruction& in, uint32_t mask, uint32_t pc);
     void copy_wait(Warp& warp, uint32_t mask, uint32_t keep);
     void land(Warp& warp, const AsyncCopy& copy, uint32_t clock);
+    uint32_t landing_clock(const Warp& warp, const AsyncCopy& copy) const;
 
     // --- report
     Place place(const Warp& warp, uint32_t pc, uint32_t lane) const;

@@ -29,6 +29,15 @@ struct Event {
 };
 static_assert(sizeof(Event) == 16);
 
+// What a cell's last event does not tell, where strong writes (atomics) went over it: they do not race with each other, so the
+// last of them has not come after the others, nor after the plain write before them.
+struct Underneath {
+    Event plain;                // serial 0: none
+    std::vector<Event> strong;  // all but those that a later one came after
+    static constexpr size_t kMost = 4096;
+};
+using UnderneathMap = std::unordered_map<uint32_t, Underneath>;  // by cell
+
 struct SharedRaces {
     static constexpr uint32_t kStrong = 0x80000000u;  // in a read's clock word
     static constexpr uint32_t kGranuleBytes = 128;
@@ -40,6 +49,7 @@ struct SharedRaces {
     // Of each granule: the number of the block's full barriers at the last write and the last read. What happened before the
     // last full barrier is known to all.
     std::vector<uint64_t> write_epoch, read_epoch;
+    UnderneathMap underneath;
 
     void prepare(uint32_t bytes, uint32_t grain_shift, uint32_t warp_count);
 };
@@ -59,6 +69,7 @@ struct PageRecord {
     uint8_t shift = 2;     // a cell is 1 << shift bytes
     std::vector<Read> reads;
     std::unique_ptr<Event[]> cells;  // [kPageBytes >> shift]
+    UnderneathMap underneath;
     // sectors of 32 bytes that the launch has read: for the counters
     uint64_t sectors_launch = 0;
     uint64_t sectors[2] = {0, 0};

@@ -21,6 +21,13 @@ Place Machine::place(const Warp& warp, uint32_t pc, uint32_t lane) const {
         p.line = s.where.line;
         p.ptx_line = s.line;
         p.instruction = s.text();
+        bool outside = false;
+        for (int32_t f = s.frame; f >= 0; f = kernel.module->frames[static_cast<size_t>(f)].caller) {
+            const ptx::Location& here = kernel.module->frames[static_cast<size_t>(f)].here;
+            if (outside && here.file >= 0 && static_cast<size_t>(here.file) < files.size())
+                p.callers.push_back({files[static_cast<size_t>(here.file)], here.line});
+            outside |= here.file == s.where.file && here.line == s.where.line;
+        }
     }
     std::copy(block.id, block.id + 3, p.block);
     const uint32_t* size = block.grid->launch->block;

@@ -18,6 +18,9 @@ constexpr uint64_t kRunaway = uint64_t{1} << 30;
 
 constexpr size_t kPast = 256;
 
+// Priorities: of a warp that has not polled a random one from here up, of one that has a smaller one each time.
+constexpr uint64_t kUpperHalf = uint64_t{1} << 63;
+
 __extension__ typedef unsigned __int128 Wide;  // a grid may have 2^63 blocks, and a stride as large
 
 }  // namespace
@@ -79,7 +82,7 @@ void Machine::start_warp(Block& block, uint32_t index) {
     warp.index = index;
     warp.serial = block.first_serial + index;
     warp.live = n == 32 ? ~uint32_t{0} : (uint32_t{1} << n) - 1;
-    warp.priority = random();
+    warp.priority = random() | kUpperHalf;
     warp.splits.emplace_back();
     warp.splits.back().mask = warp.live;
     if (warp.storage.size() < kernel.register_bytes + 64) warp.storage.resize(kernel.register_bytes + 64);
@@ -154,7 +157,7 @@ void Machine::start_warp(Block& block, uint32_t index) {
                     break;
                 case Special::total_smem_size:
                 case Special::aggr_smem_size:
-                    value = kernel.info.static_shared + launch.dynamic_shared;
+                    value = (uint64_t{kernel.info.static_shared} + launch.dynamic_shared + 127) / 128 * 128;
                     break;
                 case Special::one:
                     value = 1;
@@ -211,6 +214,7 @@ void Machine::start_block(Grid& grid, uint64_t index) {
         block->races = SharedRaces{};
         start = 1;
     }
+    block->races.underneath.clear();
     block->races.prepare(block->shared_bytes, kernel.shared_grain_shift, block->warp_count);
     if (block->warps.size() < block->warp_count) block->warps.resize(block->warp_count);
     for (Warp& w : block->warps) w.start = w.now = start;
@@ -259,7 +263,7 @@ void Machine::leave(Warp& warp, uint32_t lanes, uint32_t pc) {
                 }
     }
     if (warp.live) return;
-    for (const AsyncCopy& copy : warp.copies) land(warp, copy, warp.now);
+    for (const AsyncCopy& copy : warp.copies) land(warp, copy, landing_clock(warp, copy));
     warp.copies.clear();
     --block.live_warps;
 }
@@ -322,6 +326,7 @@ void Machine::stuck() {
 Outcome Machine::run(std::span<const Launch> chain) {
     std::vector<std::unique_ptr<Grid>> grids;
     raced = false;
+    last_priority = kUpperHalf;
     Outcome outcome = Outcome::success;
     try {
         for (const Launch& launch : chain) {
@@ -374,8 +379,13 @@ Outcome Machine::run(std::span<const Launch> chain) {
             }
             Block& block = *chosen->block;
             run_warp(*chosen, kQuantum);
-            chosen->priority = random();
-            if (chosen->polls) chosen->polls_progress = progress;
+            if (chosen->polls) {
+                // Whoever polls goes to the end of the queue, behind all that have not had their turn.
+                chosen->polls_progress = progress;
+                chosen->priority = --last_priority;
+            } else {
+                chosen->priority = random() | kUpperHalf;
+            }
             if (block.live_warps == 0) {
                 Grid& grid = *block.grid;
                 for (size_t slot = 0; slot < grid.resident.size(); ++slot)

@@ -56,6 +56,24 @@ void Warp::learn(uint32_t lane, const ClockPtr& clock) {
     extra_mask |= uint32_t{1} << lane;
 }
 
+void Warp::see(uint32_t lanes, const ClockPtr& of_block) {
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+        ClockPtr& known = pending[lowest(rest)];
+        known = join(pending_mask & rest & -rest ? known : nullptr, of_block);
+    }
+    pending_mask |= lanes;
+}
+
+void Warp::see(uint32_t lanes, const std::shared_ptr<PublishedLog>& log, size_t size) {
+    for (Seen& seen : pending_device)
+        if (seen.log == log && (seen.lanes == lanes || seen.size == size)) {
+            seen.size = std::max(seen.size, size);
+            seen.lanes |= lanes;
+            return;
+        }
+    pending_device.push_back({lanes, log, size});
+}
+
 // bar.warp.sync: each of the lanes knows what the others know.
 void Machine::warp_synced(Warp& warp, uint32_t mask) {
     ClockPtr all;
@@ -68,6 +86,13 @@ void Machine::warp_synced(Warp& warp, uint32_t mask) {
         warp.released_base[s] = published;
         warp.released_mask[s] &= ~mask;
     }
+    if (warp.pending_mask & mask) {
+        ClockPtr seen;
+        for (uint32_t rest = warp.pending_mask & mask; rest; rest &= rest - 1) seen = join(seen, warp.pending[lowest(rest)]);
+        warp.see(mask, seen);
+    }
+    for (Warp::Seen& seen : warp.pending_device)
+        if (seen.lanes & mask) seen.lanes |= mask;
     ++warp.now;
     if (mask == ~uint32_t{0}) {
         warp.synced = warp.now;
@@ -108,7 +133,7 @@ bool Machine::barrier(Warp& warp, Split& split, const Instruction& in, uint32_t 
     const uint32_t count = in.b == kNone ? 0 : u32(warp.registers, in.b)[lane];
     if (count % 32 != 0 || count > 32 * block.warp_count)
         refuse("invalid", "a barrier for " + std::to_string(count) + " threads: it takes a multiple of 32, at most the block's");
-    const bool whole = count == 0 || count >= threads;
+    const bool whole = count == 0;  // a count that happens to be the block's asks for nobody in particular
     const uint32_t expected = whole ? threads : count;
     if (b.expected == 0) {
         b.expected = expected;
@@ -166,7 +191,8 @@ void Machine::complete(Block& block, uint32_t which) {
     const Kernel& kernel = *grid.kernel;
     ++grid.counters.barriers;
     auto own = std::make_shared<BlockClocks>(block.warp_count);
-    ClockPtr known = b.knowledge, published[2];
+    ClockPtr known = b.knowledge, published[2], seen_in_block;
+    std::vector<Warp::Seen> seen_on_device;
     const auto each = [&](auto&& body) {
         for (uint32_t w = 0; w < block.warp_count; ++w)
             for (Split& s : block.warps[w].splits)
@@ -185,6 +211,10 @@ void Machine::complete(Block& block, uint32_t which) {
             for (uint32_t rest = s.mask & warp.released_mask[k]; rest; rest &= rest - 1)
                 published[k] = join(published[k], warp.publishable(lowest(rest), static_cast<int>(k)));
         }
+        for (uint32_t rest = s.mask & warp.pending_mask; rest; rest &= rest - 1)
+            seen_in_block = join(seen_in_block, warp.pending[lowest(rest)]);
+        for (const Warp::Seen& seen : warp.pending_device)
+            if (seen.lanes & s.mask) seen_on_device.push_back(seen);
     });
     if (known && known->own)
         for (size_t w = 0; w < own->size(); ++w) (*own)[w] = (*known->own)[w];
@@ -226,6 +256,8 @@ void Machine::complete(Block& block, uint32_t which) {
             for (uint32_t rest = s.mask; rest; rest &= rest - 1) warp.learn(lowest(rest), joint);
             for (size_t k = 0; k < 2; ++k) warp.released_base[k] = join(warp.released_base[k], published[k]);
         }
+        if (seen_in_block) warp.see(s.mask, seen_in_block);
+        for (const Warp::Seen& seen : seen_on_device) warp.see(s.mask, seen.log, seen.size);
         s.waits = Waits::nothing;
         ++s.pc;
     });
@@ -242,10 +274,12 @@ void Machine::fence(Warp& warp, uint32_t mask, Scope scope) {
     }
     warp.pending_mask &= ~mask;
     if (scopes == 2)
-        std::erase_if(warp.pending_device, [&](const Warp::Seen& seen) {
-            if (!(mask >> seen.lane & 1)) return false;
-            warp.learn(seen.lane, seen.log->first(seen.size, warp.block->first_serial));
-            return true;
+        std::erase_if(warp.pending_device, [&](Warp::Seen& seen) {
+            if (!(mask & seen.lanes)) return false;
+            const ClockPtr known = seen.log->first(seen.size, warp.block->first_serial);
+            for (uint32_t rest = mask & seen.lanes; rest; rest &= rest - 1) warp.learn(lowest(rest), known);
+            seen.lanes &= ~mask;
+            return seen.lanes == 0;
         });
     auto record = std::make_shared<FenceRecord>();
     record->base = warp.base;
@@ -305,17 +339,8 @@ void Machine::observe(Warp& warp, uint32_t lane, uint64_t at, const Access& acce
         if (wide) warp.learn(lane, p.device->first(p.device->size(), block));
         return;
     }
-    if (from_block) {
-        warp.pending[lane] = join(warp.pending_mask >> lane & 1 ? warp.pending[lane] : nullptr, from_block);
-        warp.pending_mask |= uint32_t{1} << lane;
-    }
-    if (!wide) return;
-    for (Warp::Seen& seen : warp.pending_device)
-        if (seen.lane == lane && seen.log == p.device) {
-            seen.size = p.device->size();
-            return;
-        }
-    warp.pending_device.push_back({lane, p.device, p.device->size()});
+    if (from_block) warp.see(uint32_t{1} << lane, from_block);
+    if (wide) warp.see(uint32_t{1} << lane, p.device, p.device->size());
 }
 
 MBarrier& Machine::find_mbarrier(Warp& warp, uint32_t pc, uint32_t lane, uint32_t address) {

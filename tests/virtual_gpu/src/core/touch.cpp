@@ -50,6 +50,33 @@ void record_reads(uint64_t* row, uint32_t each, uint32_t now, uint32_t bound) {
     }
 }
 
+// Calls body(event) for what lies underneath a strong write and may conflict with an access; false: body has said enough.
+template <class Body>
+bool each_underneath(const UnderneathMap& map, uint32_t cell, bool strong_access, Body&& body) {
+    const auto found = map.find(cell);
+    if (found == map.end()) return true;
+    if (found->second.plain.serial && !body(found->second.plain)) return false;
+    if (!strong_access)
+        for (const Event& e : found->second.strong)
+            if (!body(e)) return false;
+    return true;
+}
+
+// A write goes over `before`, the cell's last.
+void put(UnderneathMap& map, uint32_t cell, const Event& before, bool before_counts, const Event& now, bool modifies) {
+    if (!now.strong) {
+        if (!map.empty()) map.erase(cell);
+        return;
+    }
+    Underneath& u = map[cell];
+    if (before_counts && !before.strong) u = Underneath{before, {}};
+    std::vector<Event>& strong = u.strong;
+    if (modifies) strong.clear();  // it has seen them: what comes after it comes after them
+    std::erase_if(strong, [&now](const Event& e) { return e.serial == now.serial && e.lane == now.lane; });
+    if (strong.size() >= Underneath::kMost) strong.erase(strong.begin());
+    strong.push_back(now);
+}
+
 // Remembers the last event that was found to be known, for runs of cells with one history.
 struct Memo {
     Event event;
@@ -99,6 +126,7 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
     SharedRaces& r = block.races;
     const uint32_t shift = block.grid->kernel->shared_grain_shift;
     const uint64_t epoch = block.full_barriers;
+    const bool modifies = access.modifies;
     // Cells that one lane touches; a row's begin.
     const uint32_t each = std::max<uint32_t>(unit >> shift, 1);
     uint64_t* const row = r.reads.data() + size_t{warp.index} * r.cells;
@@ -123,6 +151,13 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
                     return;
                 }
             }
+            if (w.strong && after_writes && !r.underneath.empty() &&
+                !each_underneath(r.underneath, c, access.strong, [&](const Event& e) {
+                    if (e.serial - block.first_serial >= block.warp_count || warp.knows(lane, e)) return true;
+                    race(warp, pc, lane, e, Where::shared, address, unit, write);
+                    return false;
+                }))
+                return;
             if (!after_reads) continue;
             for (uint32_t other = 0; other < block.warp_count; ++other) {
                 const uint64_t entry = r.reads[size_t{other} * r.cells + c];
@@ -156,7 +191,11 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
     const auto record_write = [&](uint32_t lane, uint64_t address) {
         const Event self{warp.serial, warp.now, pc, static_cast<uint8_t>(lane), true, access.strong, access.scope};
         const uint32_t first = static_cast<uint32_t>(address >> shift);
-        for (uint32_t c = first; c < first + each; ++c) r.writes[c] = self;
+        for (uint32_t c = first; c < first + each; ++c) {
+            if (self.strong || !r.underneath.empty())
+                put(r.underneath, c, r.writes[c], r.writes[c].serial - block.first_serial < block.warp_count, self, modifies);
+            r.writes[c] = self;
+        }
     };
     if (contiguous && (unit >> shift) >= 1) {
         bool after_writes = false, after_reads = false;
@@ -207,6 +246,7 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
         p.launch = grid.number;
         if (p.newest < grid.floor) {
             p.reads.clear();
+            p.underneath.clear();
             p.written = false;
         }
     };
@@ -215,6 +255,7 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
         return morally_strong(e, self, same_block(e));
     };
     const uint8_t needed = unit >= 4 ? 2 : unit >= 2 ? 1 : 0;
+    const bool modifies = access.modifies;
     // Lanes [lane, lane + lanes) read or write [begin, begin + bytes) of one page, `step` bytes each; step 0: all the same.
     const auto touch = [&](uint64_t begin, uint32_t bytes, uint32_t lanes_mask, uint32_t step) {
         PageRecord& p = races.page(memory.page(begin));
@@ -226,6 +267,10 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
             // Finer cells, each with the history of the one that it was a part of.
             auto finer = std::make_unique<Event[]>(kPageBytes >> needed);
             for (uint32_t c = 0; c < kPageBytes >> needed; ++c) finer[c] = p.cells[c >> (p.shift - needed)];
+            UnderneathMap underneath;
+            for (const auto& [cell, u] : p.underneath)
+                for (uint32_t k = 0; k < uint32_t{1} << (p.shift - needed); ++k) underneath[(cell << (p.shift - needed)) + k] = u;
+            p.underneath = std::move(underneath);
             p.cells = std::move(finer);
             p.shift = needed;
         }
@@ -242,6 +287,12 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
                          "a non-coherent load (ld.global.nc) of what the same launch writes");
                     return;
                 }
+                if (w.strong && !p.underneath.empty() && !each_underneath(p.underneath, c, access.strong, [&](const Event& e) {
+                        if (e.serial < grid.floor || scope(e, lane) || warp.knows(lane, e)) return true;
+                        race(warp, pc, lane, e, Where::global, address, unit, write);
+                        return false;
+                    }))
+                    return;
                 if (memo.hit(w, lane)) continue;
                 if (scope(w, lane) || warp.knows(lane, w)) {
                     memo.event = w;
@@ -309,9 +360,13 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
             p.shift = needed;
             p.written = true;
         }
-        for (uint32_t c = first >> p.shift; c <= (first + bytes - 1) >> p.shift; ++c)
-            p.cells[c] = {warp.serial, warp.now,      pc,          static_cast<uint8_t>(lane_at(std::max(first, c << p.shift))),
-                          true,        access.strong, access.scope};
+        for (uint32_t c = first >> p.shift; c <= (first + bytes - 1) >> p.shift; ++c) {
+            const Event now{warp.serial, warp.now,      pc,          static_cast<uint8_t>(lane_at(std::max(first, c << p.shift))),
+                            true,        access.strong, access.scope};
+            if (now.strong || !p.underneath.empty())
+                put(p.underneath, c, p.cells[c], p.cells[c].serial >= grid.floor, now, modifies);
+            p.cells[c] = now;
+        }
         p.newest = std::max(p.newest, warp.serial);
     };
     if (contiguous) {

@@ -2,25 +2,34 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "ptx/lexer.h"
+#include "ptx/module.h"
 
 namespace vgpu::ptx {
 
 class Locations {
 public:
+    explicit Locations(std::vector<Frame>& frames) : frames_(frames) {}
+
     // A new body: until its first .loc, no place is known.
     void begin() {
-        now_ = {};
+        now_ = -1;
         inlined_.clear();
     }
 
     // .loc file line column [, function_name label [+ offset], inlined_at file line column]   after ".loc"
     void read(Lexer& lex);
 
-    // The outermost place: where the function whose code this is has the call.
-    Location now() const { return now_; }
+    // The place now, and who inlined it: for resolve(), once all files are known. -1: none.
+    int32_t now() const { return now_; }
+
+    // The innermost place that is not in a header of the toolkit: for code that is inlined from there, the line that calls it;
+    // for code of the kernel's author, its own line, however often it is inlined.
+    Location resolve(int32_t frame, const std::vector<std::string>& files) const;
 
 private:
     struct Place {
@@ -34,12 +43,13 @@ private:
         }
     };
     static Place place(Lexer& lex);
-    static Location location(const Place& p);
+    int32_t add(const Place& p, int32_t caller);
 
-    Location now_;
-    // inlined_at names a place that may itself be inlined: a compiler writes a .loc of its own for it before. What each such
-    // place came to, last one counts.
-    std::unordered_map<Place, Location, Hash> inlined_;
+    std::vector<Frame>& frames_;
+    int32_t now_ = -1;
+    // inlined_at names a place that may itself be inlined: a compiler writes a .loc of its own for it before. The frame of each
+    // such place, last one counts.
+    std::unordered_map<Place, int32_t, Hash> inlined_;
 };
 
 }  // namespace vgpu::ptx

@@ -67,10 +67,16 @@ struct Operand {
     std::vector<Operand> parts;
 };
 
-// Where in the source a statement comes from: with inlined_at, the outermost place, in the kernel's own file.
+// Where in the source a statement comes from: the innermost place that is not in one of the toolkit's headers.
 struct Location {
     int32_t file = -1;  // index into Module::files, -1: no .loc
     int32_t line = 0;
+};
+
+// A place and who inlined it.
+struct Frame {
+    Location here;
+    int32_t caller = -1;  // index into Module::frames; -1: nobody
 };
 
 struct Statement {
@@ -82,6 +88,7 @@ struct Statement {
     std::string guard;              // predicate register of @p, empty: none
     bool guard_negated = false;     // @!p
     Location where;                 // in the source
+    int32_t frame = -1;             // index into Module::frames: the innermost place; -1: none
     int32_t line = 0;               // in the PTX text
 
     bool has(std::string_view modifier) const {
@@ -123,6 +130,7 @@ struct Module {
     int target = 0;                            // .target sm_90a: 90
     std::string target_suffix;                 // "a", "f" or empty
     std::vector<std::string> files;            // by .file's number
+    std::vector<Frame> frames;                 // of all statements
     std::vector<Variable> variables;           // module scope
     std::vector<Function> functions;           // declarations without a body too, unless the body follows
 };

@@ -52,7 +52,7 @@ public:
         if (!module_->version_major) lex_.fail("no .version");
         if (!module_->target) lex_.fail("no .target");
         resolve_aliases();
-        forget_unknown_files();
+        locate();
         return std::move(module_);
     }
 
@@ -441,7 +441,7 @@ private:
 
     void instruction(Statement& s, std::string_view opcode, int line) {
         s.line = line;
-        s.where = locations_.now();
+        s.frame = locations_.now();
         s.opcode = opcode;
         s.modifiers.reserve(4);
         while (lex_.peek() == '.') s.modifiers.emplace_back(lex_.dot_word());
@@ -575,13 +575,10 @@ private:
         if (auto found = resolved_.find(name); found != resolved_.end()) name = found->second;
     }
 
-    // .file stands after the code. A place in a file that nobody named is no place.
-    void forget_unknown_files() {
+    // .file stands after the code.
+    void locate() {
         for (Function& f : module_->functions)
-            for (Statement& s : f.code) {
-                size_t file = static_cast<size_t>(s.where.file);
-                if (s.where.file >= 0 && (file >= module_->files.size() || module_->files[file].empty())) s.where = {};
-            }
+            for (Statement& s : f.code) s.where = locations_.resolve(s.frame, module_->files);
     }
 
     struct Alias {
@@ -594,7 +591,7 @@ private:
     std::unordered_map<std::string, Symbol> symbols_;
     std::unordered_map<std::string, Alias> aliases_;
     std::unordered_map<std::string, std::string> resolved_;
-    Locations locations_;
+    Locations locations_{module_->frames};
     Initializer initializer_;
     uint64_t registers_left_;
 };
