@@ -4,8 +4,8 @@
 
 Sources are arrays of one length, bit patterns all: a uint16, uint32 or uint64 array fills a register of that width,
 a bool array a predicate. Thread i takes element i. Unless told otherwise the instruction runs three times, and `run`
-holds the three against each other: plainly; under a guard that half of the lanes fail, whose destinations must keep what
-was in them; and with the destination also the first source of its width. So a test looks at values only.
+holds the three against each other: plainly; under a guard that half of the lanes fail, whose destinations must keep
+what was in them; and with the destination also the first source of its width. So a test looks at values only.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def test_extension(gpu: Gpu) -> None:
     source, out = gpu.array(data), gpu.empty((16, 12), np.uint64)
     low = gpu.empty((16, 3), np.uint64)
     low.set(0)
-    body, kinds = "mad.lo.u64 %rd9, %g, 16, %source;", []
+    kinds: list[tuple[str, int]] = []
+    body = "mad.lo.u64 %rd9, %g, 16, %source;"
     for size in (1, 2, 4):
         for sign in "sub":
             body += f"ld.global.{sign}{8 * size} %rd1, [%rd9]; st.global.b64 [%out_g+{8 * len(kinds)}], %rd1;"
@@ -419,6 +420,7 @@ def test_contention(gpu: Gpu, op: str, kind: str, space: str) -> None:
     """atom, red: of 3 blocks of 4 warps none gets lost; half of the threads by atom, half by red."""
     blocks, threads, width = 3, 128, width_of(kind)
     register, where = {16: "%h4", 32: "%r4", 64: "%rd4"}[width], "." + space
+    b: Bits
     if op in ("inc", "dec"):
         b, start = np.full(blocks * threads, 100, np.uint32), 50
     elif (op, kind) in FLOATS:

@@ -227,7 +227,9 @@ def test_activemask(gpu: Gpu) -> None:
     bar.warp.sync -1;
     }"""
     masks = np.repeat(MASKS, 32)
-    found = run(gpu, text, {"m": masks}, dict.fromkeys(("all", "some", "guarded"), np.uint32), alone=True)
+    found: dict[str, Any] = run(
+        gpu, text, {"m": masks}, dict.fromkeys(("all", "some", "guarded"), np.uint32), alone=True
+    )
     assert (found["all"] == FULL).all()
     me = (1 << LANES).astype(np.uint32)
     first = (masks & me).astype(np.bool_)

@@ -47,7 +47,7 @@ def marked(file: str, kernel: str) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Case:
-    """How a kernel is launched. Of its arguments an array is copied, ("empty", n) is never written, an int is an int32."""
+    """How a kernel is launched. Of the arguments an array is copied, ("empty", n) never written, an int an int32."""
 
     file: str
     kernel: str

@@ -88,20 +88,6 @@ extern "C" __global__ void shuffle_of_absent_lanes(const int* in, int* out) {
     out[threadIdx.x] = value;
 }
 
-// A lane that takes no part has nothing to give.
-extern "C" __global__ void shuffle_from_outside(const int* in, int* out) {
-    int value = in[threadIdx.x];
-    if (threadIdx.x < 16) {
-#ifdef BROKEN
-        value = __shfl_sync(0x0000ffffu, value, 20);  // fault here
-#else
-        value = __shfl_sync(0x0000ffffu, value, 10);
-#endif
-    }
-    __syncwarp();
-    out[threadIdx.x] = value;
-}
-
 extern "C" __global__ void syncwarp_of_absent_lanes(int* out) {
     __shared__ int tile[32];
     tile[threadIdx.x] = threadIdx.x;

@@ -307,7 +307,6 @@ bool Builder::decode_mbarrier(const ptx::Statement& s, Instruction& in) {
     const auto found = what.find(s.modifiers[0]);
     if (found == what.end()) fail("not served");
     Access access;
-    access.space = Where::shared;
     access.bytes = 8;
     access.scope = Scope::cta;
     access.what = static_cast<uint8_t>(found->second);
@@ -325,7 +324,6 @@ bool Builder::decode_mbarrier(const ptx::Statement& s, Instruction& in) {
                  !is_space(m, &access.space))
             fail("unknown modifier ." + m);
     }
-    access.space = Where::shared;
     access.registers.fill(kNone);
     size_t next = 0;
     const auto at = [&](const ptx::Operand& o) { address(o, access.space, access.address, access.wide, access.offset); };

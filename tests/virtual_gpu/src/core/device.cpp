@@ -34,7 +34,16 @@ public:
         for (const ptx::Variable& v : module_->variables) point(v, v.name);
         for (const ptx::Function& f : module_->functions) {
             if (!f.entry || !f.defined) continue;
-            kernels_[f.name] = Builder(*module_, symbols_, machine.windows, reserved()).build(f);
+            try {
+                kernels_[f.name] = Builder(*module_, symbols_, machine.windows, reserved()).build(f);
+            } catch (const ptx::SyntaxError& error) {
+                Fault fault;
+                fault.kind = "unknown_instruction";
+                fault.message = error.what();
+                fault.at.kernel = f.name;
+                machine.faults.add(std::move(fault));
+                throw;
+            }
         }
     }
     ~Loaded() override {

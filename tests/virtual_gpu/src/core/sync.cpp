@@ -385,6 +385,12 @@ void Machine::mbarrier(Warp& warp, const Instruction& in, uint32_t mask, uint32_
     access.strong = !begins && access.what != kMbarInvalidate;
     Target t;
     resolve(warp, access, mask, pc, begins ? Use::write : Use::read, t);
+    if (t.space != Where::shared) {
+        Fault f;
+        f.kind = "invalid";
+        f.message = "an mbarrier that is not in shared memory";
+        stop(warp, pc, lowest(mask), std::move(f), Outcome::failed);
+    }
     count(warp, t, mask, 8, pc, begins);
     Block& block = *warp.block;
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
