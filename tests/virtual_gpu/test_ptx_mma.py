@@ -1,8 +1,8 @@
-"""mma, ldmatrix, stmatrix and movmatrix (PTX ISA 9.0, 9.7.14.5) against matrix products and index formulas of fragments.
+"""mma, ldmatrix, stmatrix and movmatrix (PTX ISA 9.0, 9.7.14.5) against numpy and index formulas of fragments.
 
 In the formulas g is groupID, lane >> 2, and t threadID_in_group, lane % 4; i counts a lane's elements from the lowest
-bits of its first register. Products of small integers have to be exact. For random values every one of the k products and
-k sums may be off by a unit in the last place of the accumulator, as truncation in any order would have it.
+bits of its first register. Products of small integers have to be exact. For random values every one of the k products
+and k sums may be off by a unit in the last place of the accumulator, as truncation in any order would have it.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_barrier_in_branches(gpu: Gpu) -> None:
 
 
 def test_barrier_without_those_who_left(gpu: Gpu) -> None:
-    """bar.sync of the whole block, some of whose threads have exited: the ISA waits for the others, CUDA C++ demands all.
+    """bar.sync of a whole block, some of whose threads have exited: the ISA waits for the others, CUDA C++ demands all.
 
     It is reported, as the mistake that it nearly always is. A count of those who come says that it is meant.
     """
