@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # PIP_EXTRA_INDEX_URL to torch's index of CPU builds and TORCH to torch==2.13.0+cpu.
 TORCH  ?= torch==2.13.0
 # The CUDA kernels are compiled with the machine's nvcc or, where it has none, with NVIDIA's packages. No GPU is needed.
-NVCC   := test -n "$$CUDACXX" || command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc
+NVCC   := test -n "$$CUDACXX" || (nvcc --version || /usr/local/cuda/bin/nvcc --version) 2>/dev/null | grep -q "release 1[3-9]"
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 
 .PHONY: demo test lint install install-test sanitize virtual-gpu clean

@@ -594,8 +594,8 @@ def _check_device(device: object) -> None:
     if device == "cpu":
         return
     kind, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind != "cuda" or not (ordinal.isdecimal() or device == "cuda"):
-        raise OptionError(f"device={device!r} is unknown; use device='cpu'.")
+    if kind != "cuda" or not (device == "cuda" or (ordinal.isdecimal() and len(ordinal) < 5)):
+        raise OptionError(f"device={device!r:.60} is unknown; use device='cpu'.")
     if not _core.cuda.built:
         raise OptionError(
             f"device={device!r}: this build has {_core.cuda.about}; install llama_ext with LLAMA_EXT_CUDA=ON in the "
@@ -603,7 +603,7 @@ def _check_device(device: object) -> None:
         )
     try:
         name = _core.cuda.Device(int(ordinal or 0)).name
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError) as error:
         raise OptionError(f"device={device!r}: {error}, or use device='cpu'.") from error
     raise OptionError(
         f"device={device!r}: {name} is there, but only single operations run on it so far "

@@ -55,7 +55,7 @@ public:
         const std::string what = std::string(operation_) + ": " + argument;
         if (buffer.bytes < bytes)
             throw std::invalid_argument(what + " has " + count(buffer.bytes) + ", its shape needs " + count(bytes));
-        if (!owners_.empty() && &buffer.memory->device() != device_)
+        if (device_ && buffer.memory->device().context() != device_->context())
             throw std::invalid_argument(what + " lies on another device than the operands before it");
         device_ = &buffer.memory->device();
         owners_.push_back(buffer.memory);
@@ -104,7 +104,7 @@ Plan product(const Buffer& weight, const Buffer& x, const std::optional<Buffer>&
                                  operand("y", y, out),
                                  rows,
                                  cols};
-    return operand.keep(cuda::product(call, operand.device().multiprocessors()));
+    return operand.keep(cuda::product(call, operand.device().multiprocessors(), operand.device().shared_bytes_each()));
 }
 
 cuda::CacheView cache_view(Operands* operand, const Buffer& keys, const Buffer& values, const CacheLayer& cache) {

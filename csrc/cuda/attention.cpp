@@ -35,11 +35,6 @@ void check(const char* operation, const CacheView& cache, Address position) {
 
 }  // namespace
 
-size_t CacheView::bytes() const {
-    return static_cast<size_t>(kv_heads) * static_cast<size_t>(capacity) * static_cast<size_t>(head_dim) *
-           cache_element_bytes(format);
-}
-
 // partial_values [heads, splits, head_dim], partial_max [heads, splits], partial_sum [heads, splits]
 size_t attention_scratch_bytes(int heads, int head_dim, int splits) {
     return static_cast<size_t>(heads) * static_cast<size_t>(splits) * static_cast<size_t>(head_dim + 2) * sizeof(float);

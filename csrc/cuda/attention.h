@@ -14,8 +14,6 @@ struct CacheView {
     int kv_heads, head_dim;
     int64_t capacity;
     CacheFormat format;
-
-    size_t bytes() const;  // of keys, and of values
 };
 
 // cache[position] = k, v

@@ -23,7 +23,7 @@ inline bool aligned(Address address, uint64_t bytes) { return address.value % by
 // Not null, and on a multiple of `bytes`.
 inline void require_address(const char* operation, const char* argument, Address address, uint64_t bytes) {
     require(address.value != 0, operation, argument, "null", "an address");
-    require(aligned(address, bytes), operation, argument, "at an odd address", "on " + std::to_string(bytes) + " bytes");
+    require(aligned(address, bytes), operation, argument, "not aligned", "on " + std::to_string(bytes) + " bytes");
 }
 
 }  // namespace llama_ext::cuda

@@ -33,6 +33,8 @@ Device::Device(int ordinal) {
     driver().cuDeviceTotalMem(purpose, &memory_bytes_, handle_);
     compute_major_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, "the compute capability");
     compute_minor_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, "the compute capability");
+    shared_bytes_each_ =
+        attribute(handle_, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, "the shared memory of a multiprocessor");
     multiprocessors_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, "the number of multiprocessors");
     shared_bytes_ = attribute(handle_, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, "the size of shared memory");
     driver().cuDevicePrimaryCtxRetain(purpose, &context_, handle_);

@@ -27,14 +27,15 @@ public:
     int compute_major() const { return compute_major_; }
     int compute_minor() const { return compute_minor_; }
     int multiprocessors() const { return multiprocessors_; }
-    int shared_bytes() const { return shared_bytes_; }  // the most that a block can opt in to
+    int shared_bytes() const { return shared_bytes_; }            // the most that a block can opt in to
+    int shared_bytes_each() const { return shared_bytes_each_; }  // of a multiprocessor
     size_t memory_bytes() const { return memory_bytes_; }
 
 private:
     CUdevice handle_ = 0;
     CUcontext context_ = nullptr;
     std::string name_;
-    int compute_major_ = 0, compute_minor_ = 0, multiprocessors_ = 0, shared_bytes_ = 0;
+    int compute_major_ = 0, compute_minor_ = 0, multiprocessors_ = 0, shared_bytes_ = 0, shared_bytes_each_ = 0;
     size_t memory_bytes_ = 0;
 };
 using DevicePtr = std::shared_ptr<const Device>;

@@ -53,6 +53,7 @@ struct DriverCall<CUresult (*)(Parameters...)> {
     X(cuModuleLoadData, 2000)             \
     X(cuModuleUnload, 2000)               \
     X(cuModuleGetFunction, 2000)          \
+    X(cuFuncGetAttribute, 2020)           \
     X(cuFuncSetAttribute, 9000)           \
     X(cuFuncLoad, 12040)                  \
     X(cuMemAlloc, 3020)                   \

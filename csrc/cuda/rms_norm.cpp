@@ -12,7 +12,7 @@ Plan rms_norm(const RmsNormCall& call) {
     require(call.eps >= 0.0f, "rms_norm", "eps", std::to_string(call.eps), "0 or more");
     require_address("rms_norm", "x", call.x, 4);
     require_address("rms_norm", "y", call.y, 4);
-    require(aligned(call.weight, 4), "rms_norm", "weight", "at an odd address", "on 4 bytes");
+    require(aligned(call.weight, 4), "rms_norm", "weight", "not aligned", "on 4 bytes");
 
     const bool pieces_of_16 = call.n % 4 == 0 && aligned(call.x, 16) && aligned(call.y, 16) && aligned(call.weight, 16);
     const int64_t pieces = pieces_of_16 ? call.n / 4 : call.n;

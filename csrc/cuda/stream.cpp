@@ -6,13 +6,19 @@
 namespace llama_ext::cuda {
 namespace {
 
-constexpr int kProgrammaticMajor = 9;  // the first compute capability with programmatic dependent launch
+// The first code with griddepcontrol. It is the code that counts, not the card: a newer card runs older PTX too, whose kernels do
+// not wait.
+constexpr int kProgrammaticCode = 90;
 
 }  // namespace
 
 Executable::Executable(std::shared_ptr<const Module> module, Plan plan) : module_(std::move(module)), plan_(std::move(plan)) {
+    const Current current(module_->device());
     for (Launch& launch : plan_.launches) {
         functions_.push_back(module_->function(launch.kernel, launch.shared_bytes));
+        int code = 0;
+        driver().cuFuncGetAttribute(launch.kernel, &code, CU_FUNC_ATTRIBUTE_PTX_VERSION, functions_.back());
+        waits_.push_back(code >= kProgrammaticCode);
         std::vector<void*>& parameters = parameters_.emplace_back();
         for (Argument& argument : launch.arguments)
             parameters.push_back(std::visit([](auto& value) -> void* { return &value; }, argument.value));
@@ -60,7 +66,7 @@ void Stream::launch(const Executable& executable) {
         config.blockDimX = launch.block[0], config.blockDimY = launch.block[1], config.blockDimZ = launch.block[2];
         config.sharedMemBytes = launch.shared_bytes;
         config.hStream = handle_;
-        if (launch.programmatic && device_->compute_major() >= kProgrammaticMajor) {
+        if (launch.programmatic && executable.waits_[i]) {
             config.attrs = &programmatic;
             config.numAttrs = 1;
         }

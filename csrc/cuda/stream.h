@@ -29,6 +29,7 @@ private:
     std::shared_ptr<const Module> module_;
     Plan plan_;
     std::vector<CUfunction> functions_;           // a launch
+    std::vector<bool> waits_;                     // a launch: its code waits for its predecessor itself
     std::vector<std::vector<void*>> parameters_;  // a launch: where each argument's value lies
 };
 

@@ -345,6 +345,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             result = globals()[function](**arguments)
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
+        current = ctypes.c_void_p()
+        library.cuCtxGetCurrent(ctypes.byref(current))
+        if current.value:
+            error = error or f"{function} has left a context current"
         pickle.dump((result, error, json.loads(library.vgpuFaults())), answers)
         answers.flush()
         library.vgpuReset()

@@ -163,6 +163,18 @@ def test_reported(
     changed = mutate(mutation, tmp_path)
     faults = card.faults(function, image=compile_kernels(nvcc, tmp_path, mutation.card), **arguments)
     assert faults, f"nothing was reported without {mutation.old.strip()!r}"
-    lines = len(changed.read_text().splitlines())
     first = faults[0]
-    assert first["kind"] in kinds and Path(first["file"]).name == mutation.file and 1 <= first["line"] <= lines, first
+    assert first["kind"] in kinds and Path(first["file"]).name == mutation.file, first
+    line = changed.read_text().splitlines()[first["line"] - 1].strip()
+    assert line and not line.startswith(("//", "#", "}")), f"line {first['line']} is no code: {line}"
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_older_code_on_a_newer_card_does_not_overlap(
+    card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path, captured: bool
+) -> None:
+    """Code of compute_80 does not wait for its predecessor, so it must not be launched as if it did."""
+    shutil.copytree(KERNELS, tmp_path / "cuda" / "kernels")
+    image = compile_kernels(nvcc, tmp_path, "sm_80")
+    arguments = {"x": normal(72), "norm": normal(72), "weight": bf16(normal(72, 72))}
+    card_of("sm_90").call("norm_and_product", captured=captured, image=image, **arguments)

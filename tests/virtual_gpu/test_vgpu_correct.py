@@ -271,6 +271,27 @@ def hearsay(gpu: Gpu, module: Module) -> None:
 
 
 @right
+def mixed_spaces(gpu: Gpu, module: Module) -> None:
+    flags, data = np.arange(32, dtype=S) % 3 % 2, gpu.array(np.arange(32, dtype=S))
+    gpu.launch(module.kernel("mixed_spaces"), 1, 32, gpu.array(flags), data)
+    same(data, np.where(flags, 100, 0).astype(S) + np.arange(32, dtype=S) + 1)
+
+
+@right
+def idle_atomics(gpu: Gpu, module: Module) -> None:
+    most = gpu.array(np.zeros(1, S))
+    gpu.launch(module.kernel("idle_atomics"), 1, 32, most, gpu.array(np.zeros(32, S)), S(6000))
+    same(most, np.zeros(1, S))
+
+
+@right
+def byte_flags(gpu: Gpu, module: Module) -> None:
+    flags, out = gpu.array(np.zeros(4, np.uint8)), gpu.empty(1, S)
+    gpu.launch(module.kernel("byte_flags"), 5, 1, gpu.empty(4, S), flags, out, cooperative=True)
+    same(out, np.array([10], S))
+
+
+@right
 def largest(gpu: Gpu, module: Module) -> None:
     values, out = random(500, 1000).astype(F), gpu.array(np.zeros(1, F))
     gpu.launch(module.kernel("largest"), 4, 64, gpu.array(values), out, S(500))

@@ -150,6 +150,7 @@ CASES = [
     Case(M, "vector_read_above", "out_of_bounds", lambda: [floats(30), ("empty", 8), 30]),
     Case(M, "atomic_above", "out_of_bounds", lambda: [zeros(20, U), 20]),
     Case(M, "null_pointer", "out_of_bounds", lambda: [("empty", 32), np.uint64(0)]),
+    Case(M, "null_pointer_of_one_thread", "out_of_bounds", lambda: [("empty", 32)]),
     Case(M, "index_wraps", "out_of_bounds", lambda: [("empty", 32), 65537, 65535]),
     Case(M, "shared_above", "out_of_bounds", lambda: [("empty", 64), 0], block=64),
     Case(M, "shared_below", "out_of_bounds", lambda: [("empty", 64), 0], block=64),
@@ -199,6 +200,7 @@ CASES = [
     Case(W, "shuffle_is_no_fence", "race", lambda: [floats(32), ("empty", 32)]),
     Case(W, "syncwarp_of_too_few", "race uninitialised", lambda: [floats(32), ("empty", 32)]),
     Case(W, "missing_syncwarp_global", "race", lambda: [("empty", 32), ("empty", 32)]),
+    Case(W, "bytes_of_a_word", "race uninitialised", lambda: [("empty", 8, S), ("empty", 32, S)]),
     Case(W, "shuffle_mask_too_small", "invalid", lambda: [pattern(32), ("empty", 32, S)], addressed=False),
     Case(W, "shuffle_of_absent_lanes", "deadlock", lambda: [pattern(32), ("empty", 32, S)], addressed=False),
     Case(W, "syncwarp_of_absent_lanes", "deadlock", lambda: [("empty", 32, S)], addressed=False),
@@ -234,6 +236,10 @@ CASES = [
         addressed=False,
         cooperative_when_mended=True,
     ),
+    Case(
+        G, "release_by_a_stranger", "race", lambda: [("empty", 1), zeros(1, U), ("empty", 1)], grid=2, cooperative=True
+    ),
+    Case(G, "plain_read_before_atomic", "race", lambda: [zeros(1, U), ("empty", 1, U)], grid=2, block=1),
     Case(G, "plain_update", "race", lambda: [zeros(1, U)], grid=4),
     Case(G, "plain_update_in_block", "race", lambda: [zeros(32, U)], block=64),
     Case(G, "plain_update_shared", "race", lambda: [pattern(64).astype(U), ("empty", 8, U)], block=64),

@@ -237,6 +237,22 @@ extern "C" __global__ void warp_hands_over(const float* in, float* out) {
     }
 }
 
+// One instruction, whose lanes reach into two spaces.
+extern "C" __global__ void mixed_spaces(const int* flags, int* data) {
+    __shared__ int tile[32];
+    tile[threadIdx.x] = 100 + threadIdx.x;
+    __syncwarp();
+    const int* from = flags[threadIdx.x] ? &tile[threadIdx.x] : &data[threadIdx.x];
+    int value;
+    asm volatile("ld.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    data[threadIdx.x] = value + 1;
+}
+
+// A maximum that most atomics leave as it is, for long.
+extern "C" __global__ void idle_atomics(int* most, const int* in, int rounds) {
+    for (int k = 0; k < rounds; ++k) atomicMax(most, in[threadIdx.x]);
+}
+
 // --- asynchronous copies ------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void async_pipeline(const float4* in, float4* out, int stages) {
@@ -456,6 +472,23 @@ extern "C" __global__ void hearsay(float* data, uint32_t* flags, float* out) {
         while (load_acquire(&flags[1]) == 0) {
         }
         *out = *data;
+    }
+}
+
+// Flags of a byte each share a word, and nothing else.
+extern "C" __global__ void byte_flags(int* data, unsigned char* flags, int* out) {
+    volatile unsigned char* const ready = flags;
+    if (blockIdx.x < 4) {
+        data[blockIdx.x] = blockIdx.x + 1;
+        __threadfence();
+        ready[blockIdx.x] = 1;
+    } else {
+        for (int k = 0; k < 4; ++k) {
+            while (ready[k] == 0) {
+            }
+        }
+        __threadfence();
+        *out = data[0] + data[1] + data[2] + data[3];
     }
 }
 

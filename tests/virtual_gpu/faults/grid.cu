@@ -302,3 +302,35 @@ extern "C" __global__ void non_coherent_read(float* data, float* out) {
     out[threadIdx.x] = data[threadIdx.x ^ 1];
 #endif
 }
+
+// Lanes 0 and 1 have met; lane 5, which sets the flag, was not among them.
+extern "C" __global__ void release_by_a_stranger(float* data, uint32_t* flag, float* out) {
+    const int lane = threadIdx.x;
+    if (blockIdx.x == 0) {
+        if (lane == 0) {
+            *data = 42;
+            __threadfence();
+        }
+#ifdef BROKEN
+        if (lane < 2) __syncwarp(3);
+#else
+        __syncwarp();
+#endif
+        if (lane == 5) *static_cast<volatile uint32_t*>(flag) = 1;
+    } else if (lane == 0) {
+        while (*static_cast<volatile uint32_t*>(flag) == 0) {
+        }
+        __threadfence();
+        *out = *data;  // fault here
+    }
+}
+
+// A plain read, and then an atomic of one's own: it does not make the read known to the other block.
+extern "C" __global__ void plain_read_before_atomic(uint32_t* counter, uint32_t* out) {
+#ifdef BROKEN
+    if (blockIdx.x == 0) *out = *counter;  // fault here
+#else
+    if (blockIdx.x == 0) *out = atomicAdd(counter, 0u);
+#endif
+    atomicAdd(counter, 1u);  // fault here
+}

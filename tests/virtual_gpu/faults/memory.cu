@@ -68,6 +68,13 @@ extern "C" __global__ void null_pointer(float* out, const float* maybe) {
 #endif
 }
 
+extern "C" __global__ void null_pointer_of_one_thread(float* out) {
+#ifdef BROKEN
+    if (threadIdx.x == 3) out = nullptr;
+#endif
+    *(out ? out + threadIdx.x : out) = 1;  // fault here
+}
+
 // A 32-bit product that wraps: far away, not next door.
 extern "C" __global__ void index_wraps(float* out, int rows, int columns) {
 #ifdef BROKEN

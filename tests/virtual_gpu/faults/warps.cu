@@ -117,3 +117,13 @@ extern "C" __global__ void vote_of_absent_lanes(const int* in, int* out) {
     __syncthreads();
     out[threadIdx.x] = value + (positive != 0);
 }
+
+// The bytes of a word, read by the lanes next to the one that writes it.
+extern "C" __global__ void bytes_of_a_word(int* words, int* out) {
+    const int lane = threadIdx.x;
+    if (lane % 4 == 0) words[lane / 4] = lane;
+#ifndef BROKEN
+    __syncwarp();
+#endif
+    out[lane] = reinterpret_cast<const signed char*>(words)[lane];  // fault here
+}

@@ -136,6 +136,22 @@ void Machine::bad_address(Warp& warp, uint32_t pc, uint32_t lane, Where space, u
     stop(warp, pc, lane, std::move(f), f.kind == "misaligned" ? Outcome::misaligned_address : Outcome::illegal_address);
 }
 
+uint32_t Machine::same_space(const Warp& warp, const Access& access, uint32_t mask) const {
+    if (access.space != Where::generic) return mask;
+    uint64_t at[32];
+    addresses(warp, access.address, access.wide, access.offset, at);
+    const auto window = [this](uint64_t a) {
+        return a - windows.shared < Windows::kBytes  ? 1
+               : a - windows.local < Windows::kBytes ? 2
+               : a - windows.param < Windows::kBytes ? 3
+                                                     : 0;
+    };
+    uint32_t group = 0;
+    for (uint32_t rest = mask; rest; rest &= rest - 1)
+        if (window(at[lowest(rest)]) == window(at[lowest(mask)])) group |= rest & -rest;
+    return group;
+}
+
 void Machine::resolve(Warp& warp, const Access& access, uint32_t mask, uint32_t pc, Use use, Target& t) {
     addresses(warp, access.address, access.wide, access.offset, t.address);
     if (access.space != Where::generic) {
@@ -226,7 +242,8 @@ void Machine::resolve_as(Warp& warp, const Access& access, Where space, uint32_t
                 for (uint32_t rest = write ? mask : 0; rest; rest &= rest - 1)
                     std::memset(block.shadow.data() + t.address[lowest(rest)], kReady, unit);
             }
-            for (uint32_t lane = 0; lane < 32; ++lane) t.host[lane] = block.shared.data() + t.address[lane];
+            for (uint32_t rest = mask; rest; rest &= rest - 1)
+                t.host[lowest(rest)] = block.shared.data() + t.address[lowest(rest)];
             touch_shared(warp, t, mask, unit, pc, write, access, t.contiguous);
             break;
         }
@@ -237,7 +254,7 @@ void Machine::resolve_as(Warp& warp, const Access& access, Where space, uint32_t
                        : memory.ready(t.address[0], uint64_t{32} * unit))) {
                 if (write) memory.mark_written(t.address[0], uint64_t{32} * unit);
             } else {
-                uint64_t last = 0;
+                uint64_t last = UINT64_MAX;
                 for (uint32_t rest = mask; rest; rest &= rest - 1) {
                     const uint32_t lane = lowest(rest);
                     const uint64_t at = t.address[lane];
@@ -249,7 +266,8 @@ void Machine::resolve_as(Warp& warp, const Access& access, Where space, uint32_t
                 }
                 for (uint32_t rest = write ? mask : 0; rest; rest &= rest - 1) memory.mark_written(t.address[lowest(rest)], unit);
             }
-            for (uint32_t lane = 0; lane < 32; ++lane) t.host[lane] = reinterpret_cast<uint8_t*>(t.address[lane]);
+            for (uint32_t rest = mask; rest; rest &= rest - 1)
+                t.host[lowest(rest)] = reinterpret_cast<uint8_t*>(t.address[lowest(rest)]);
             if (write && pending_sources)
                 for (uint32_t rest = mask; rest; rest &= rest - 1)
                     write_pending(warp, lowest(rest), t.address[lowest(rest)], unit, pc);
@@ -315,7 +333,7 @@ void Machine::load(Warp& warp, const Instruction& in, uint32_t mask, uint32_t pc
     resolve(warp, access, mask, pc, Use::read, t);
     count(warp, t, mask, access.unit(), pc, false);
     if (access.strong) {
-        --polls_left;
+        if (polls_left) --polls_left;
         warp.polls = true;
     }
     bool narrow = t.contiguous && access.bytes == 4;

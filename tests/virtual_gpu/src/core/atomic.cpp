@@ -163,7 +163,7 @@ void Machine::atomic(Warp& warp, const Instruction& in, uint32_t mask, uint32_t 
     }
     if (changed) ++progress;
     warp.polls = true;
-    --polls_left;
+    if (polls_left) --polls_left;
 }
 
 }  // namespace vgpu

@@ -112,14 +112,15 @@ bool Builder::decode_memory(const ptx::Statement& s, Instruction& in) {
     if (!is_load && !is_store && !to_matrix && !from_matrix) return false;
     Access access;
     if (to_matrix || from_matrix) {
-        access.space = Where::shared;
         access.count = 0;
         for (const std::string& m : s.modifiers) {
             if (m == "x1" || m == "x2" || m == "x4")
                 access.count = static_cast<uint8_t>(m[1] - '0');
             else if (m == "trans")
                 access.what = 1;
-            else if (m != "sync" && m != "aligned" && m != "m8n8" && m != "b16" && m != "shared" && m != "shared::cta")
+            else if (m == "shared" || m == "shared::cta")
+                access.space = Where::shared;
+            else if (m != "sync" && m != "aligned" && m != "m8n8" && m != "b16")
                 fail("unknown modifier ." + m);
         }
         if (!access.count || s.operands.size() != 2) fail("unknown form");

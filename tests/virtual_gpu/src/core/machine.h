@@ -63,6 +63,7 @@ struct AsyncArrival {
 
 // A fence that lanes of a warp have passed, and what they knew then; made into a Clock when something is published.
 struct FenceRecord {
+    ClockPtr whole;  // if set, it is all: made by a barrier of a part of the warp
     ClockPtr base;
     std::array<ClockPtr, 32> extra;
     uint32_t extra_mask = 0;
@@ -109,6 +110,7 @@ struct Warp {
     std::vector<AsyncArrival> arrivals;
 
     uint64_t priority = 0;
+    bool gives_way = false;       // its next turn begins with another split
     bool polls = false;           // has made a strong access since the last progress
     uint64_t polls_progress = 0;  // the progress then
 
@@ -255,6 +257,7 @@ struct Machine {
         bool contiguous;  // the full warp's lanes lie one after the other, host[0] on
     };
     enum class Use : uint8_t { read, write, modify };
+    uint32_t same_space(const Warp& warp, const Access& access, uint32_t mask) const;  // of the lowest lane
     void resolve(Warp& warp, const Access& access, uint32_t mask, uint32_t pc, Use use, Target& target);
     void resolve_as(Warp& warp, const Access& access, Where space, uint32_t mask, uint32_t pc, Use use, Target& target,
                     uint32_t unit);

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "core/machine.h"
 
@@ -80,7 +81,7 @@ void Machine::run_warp(Warp& warp, uint64_t quantum) {
     uint64_t spent = 0;
     polls_left = kPollsARun;
     warp.polls = false;
-    bool rotate = false, over = false;
+    bool rotate = std::exchange(warp.gives_way, false), over = false;
     while (!over && select(warp, rotate)) {
         rotate = false;
         const bool alone = warp.splits.size() == 1;
@@ -108,6 +109,7 @@ void Machine::run_warp(Warp& warp, uint64_t quantum) {
                 pc = warp.splits[warp.current].pc;
                 if (spent > quantum || polls_left == 0) {
                     over = true;
+                    warp.gives_way = polls_left == 0 && warp.splits.size() > 1;  // the next turn is another split's
                     break;
                 }
                 if (spent > until) {
@@ -222,7 +224,7 @@ bool Machine::slow(Warp& warp, Split& split, const Instruction& in, uint32_t act
                 }
             }
             if (active) in.run(in, warp.registers, active);
-            --polls_left;  // whoever looks at the clock may be waiting for something
+            if (polls_left) --polls_left;  // whoever looks at the clock may be waiting for something
             break;
         case Op::branch:
             if (active == split.mask) {
@@ -357,13 +359,25 @@ bool Machine::slow(Warp& warp, Split& split, const Instruction& in, uint32_t act
             if (active) fence(warp, active, static_cast<Scope>(in.small));
             break;
         case Op::load:
-            if (active) load(warp, in, active, pc);
+            for (uint32_t rest = active; rest;) {
+                const uint32_t group = same_space(warp, kernel.accesses[in.small], rest);
+                load(warp, in, group, pc);
+                rest &= ~group;
+            }
             break;
         case Op::store:
-            if (active) store(warp, in, active, pc);
+            for (uint32_t rest = active; rest;) {
+                const uint32_t group = same_space(warp, kernel.accesses[in.small], rest);
+                store(warp, in, group, pc);
+                rest &= ~group;
+            }
             break;
         case Op::atomic:
-            if (active) atomic(warp, in, active, pc);
+            for (uint32_t rest = active; rest;) {
+                const uint32_t group = same_space(warp, kernel.accesses[in.small], rest);
+                atomic(warp, in, group, pc);
+                rest &= ~group;
+            }
             break;
         case Op::load_matrix:
             if (active) load_matrix(warp, in, active, pc);

@@ -13,7 +13,7 @@ namespace {
 // A warp's turn, unless it waits or polls before.
 constexpr uint64_t kQuantum = 1 << 20;
 // Instructions without any progress after which warps that all poll are called a livelock, a warp each; and any at all.
-constexpr uint64_t kPatience = 20'000;
+constexpr uint64_t kPatience = 200'000;
 constexpr uint64_t kRunaway = uint64_t{1} << 30;
 
 constexpr size_t kPast = 256;

@@ -30,6 +30,7 @@ ClockPtr Warp::publishable(uint32_t lane, int scope) const {
     ClockPtr all = released_base[s];
     if (released_mask[s] >> lane & 1) {
         const FenceRecord& r = *released[s][lane];
+        if (r.whole) return join(all, r.whole);
         LaneClocks row;
         for (size_t j = 0; j < 32; ++j) row.lane[j] = r.pairs ? std::max(r.synced, (*r.pairs)[lane].lane[j]) : r.synced;
         row.lane[lane] = r.now;
@@ -83,8 +84,15 @@ void Machine::warp_synced(Warp& warp, uint32_t mask) {
         ClockPtr published = warp.released_base[s];
         for (uint32_t rest = warp.released_mask[s] & mask; rest; rest &= rest - 1)
             published = join(published, warp.publishable(lowest(rest), static_cast<int>(s)));
-        warp.released_base[s] = published;
-        warp.released_mask[s] &= ~mask;
+        if ((warp.live & ~mask) == 0) {
+            warp.released_base[s] = published;
+            warp.released_mask[s] = 0;
+        } else {
+            auto record = std::make_shared<FenceRecord>();
+            record->whole = published;
+            for (uint32_t rest = mask; rest; rest &= rest - 1) warp.released[s][lowest(rest)] = record;
+            warp.released_mask[s] |= mask;
+        }
     }
     if (warp.pending_mask & mask) {
         ClockPtr seen;
@@ -295,7 +303,7 @@ void Machine::fence(Warp& warp, uint32_t mask, Scope scope) {
 }
 
 uint64_t Machine::key(const Warp& warp, Where space, uint64_t address) const {
-    const uint64_t cell = address & ~uint64_t{3};
+    const uint64_t cell = address;
     return space == Where::shared ? uint64_t{1} << 63 | uint64_t{warp.block->first_serial} << 24 | cell : cell;
 }
 

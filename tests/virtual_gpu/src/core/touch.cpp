@@ -263,7 +263,7 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
         const uint32_t first = static_cast<uint32_t>((begin - windows.global) % kPageBytes);
         const uint32_t first_lane = lowest(lanes_mask);
         const auto lane_at = [&](uint32_t offset) { return step ? first_lane + (offset - first) / step : first_lane; };
-        if (write && p.written && p.shift > needed) {
+        const auto refine = [&] {
             // Finer cells, each with the history of the one that it was a part of.
             auto finer = std::make_unique<Event[]>(kPageBytes >> needed);
             for (uint32_t c = 0; c < kPageBytes >> needed; ++c) finer[c] = p.cells[c >> (p.shift - needed)];
@@ -273,6 +273,10 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
             p.underneath = std::move(underneath);
             p.cells = std::move(finer);
             p.shift = needed;
+        };
+        if (write && p.written && p.shift > needed) refine();
+        if (!write && p.written && step && step < 1u << p.shift) {  // several lanes a cell: each has its own knowledge
+            refine();
         }
         if (p.written) {
             Memo memo;
@@ -345,7 +349,7 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
                     return;
                 }
             }
-            if (ordered && e.first >= first && uint32_t{e.first} + e.bytes <= first + bytes) {
+            if (ordered && (!access.strong || e.strong) && e.first >= first && uint32_t{e.first} + e.bytes <= first + bytes) {
                 p.reads[k] = p.reads.back();
                 p.reads.pop_back();
             } else {
