@@ -102,6 +102,14 @@ bool scatter(const Access& access, uint8_t* const* host, uint32_t skip, const Ro
     }
 }
 
+// The host's pointers of the lanes, from their addresses.
+void point(Machine::Target& t, uint32_t mask, uint64_t base) {
+    if (mask == kAll)
+        for (uint32_t lane = 0; lane < 32; ++lane) t.host[lane] = reinterpret_cast<uint8_t*>(base + t.address[lane]);
+    else
+        for (; mask; mask &= mask - 1) t.host[lowest(mask)] = reinterpret_cast<uint8_t*>(base + t.address[lowest(mask)]);
+}
+
 }  // namespace
 
 void Machine::addresses(const Warp& warp, uint32_t reg, bool wide, int64_t offset, uint64_t* out) const {
@@ -242,8 +250,7 @@ void Machine::resolve_as(Warp& warp, const Access& access, Where space, uint32_t
                 for (uint32_t rest = write ? mask : 0; rest; rest &= rest - 1)
                     std::memset(block.shadow.data() + t.address[lowest(rest)], kReady, unit);
             }
-            for (uint32_t rest = mask; rest; rest &= rest - 1)
-                t.host[lowest(rest)] = block.shared.data() + t.address[lowest(rest)];
+            point(t, mask, reinterpret_cast<uint64_t>(block.shared.data()));
             touch_shared(warp, t, mask, unit, pc, write, access, t.contiguous);
             break;
         }
@@ -266,8 +273,7 @@ void Machine::resolve_as(Warp& warp, const Access& access, Where space, uint32_t
                 }
                 for (uint32_t rest = write ? mask : 0; rest; rest &= rest - 1) memory.mark_written(t.address[lowest(rest)], unit);
             }
-            for (uint32_t rest = mask; rest; rest &= rest - 1)
-                t.host[lowest(rest)] = reinterpret_cast<uint8_t*>(t.address[lowest(rest)]);
+            point(t, mask, 0);
             if (write && pending_sources)
                 for (uint32_t rest = mask; rest; rest &= rest - 1)
                     write_pending(warp, lowest(rest), t.address[lowest(rest)], unit, pc);
