@@ -286,7 +286,7 @@ uint32_t Builder::special(const std::string& name, int bits) {
     const auto found = special_names().find(name);
     if (found == special_names().end()) return kNone;
     const bool wide = bits == 64;
-    if (ticks(found->second)) kernel_->uses_clock = volatile_special_ = true;
+    if (ticks(found->second)) volatile_special_ = true;
     const auto [at, added] = specials_.try_emplace({found->second, wide}, 0);
     if (added) {
         at->second = add_register(wide ? 64 : 32);

@@ -173,7 +173,6 @@ public:
     std::vector<Variable> frame;  // a thread's local memory
     uint32_t frame_bytes = 0;
     uint32_t shared_grain_shift = 2;  // bytes of the smallest access to shared memory, as a shift, at most 2
-    bool uses_clock = false;
     std::vector<std::unique_ptr<uint32_t[]>> lists;
 };
 

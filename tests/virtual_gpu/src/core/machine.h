@@ -115,7 +115,6 @@ struct Warp {
     uint64_t polls_progress = 0;  // the progress then
 
     bool runnable() const;
-    bool exited() const { return live == 0; }
     // What lane l knows, accesses of its own included.
     ClockPtr snapshot(uint32_t lane);
     ClockPtr publishable(uint32_t lane, int scope) const;
@@ -285,7 +284,7 @@ struct Machine {
     void arrive(Warp& warp, uint32_t pc, uint32_t lane, MBarrier& barrier, uint32_t count, bool drop, const ClockPtr& clock);
     MBarrier& find_mbarrier(Warp& warp, uint32_t pc, uint32_t lane, uint32_t address);
     void settle(Block& block, uint32_t address);  // copies' arrivals that the mbarrier waits for
-    void advance(Block& block, MBarrier& barrier);
+    void advance(MBarrier& barrier);
 
     // --- async.cpp
     void copy_async(Warp& warp, const Instruction& in, uint32_t mask, uint32_t pc);

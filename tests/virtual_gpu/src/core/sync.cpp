@@ -363,7 +363,7 @@ MBarrier& Machine::find_mbarrier(Warp& warp, uint32_t pc, uint32_t lane, uint32_
     stop(warp, pc, lane, std::move(f), Outcome::failed);
 }
 
-void Machine::advance(Block&, MBarrier& b) {
+void Machine::advance(MBarrier& b) {
     while (b.pending == 0 && b.transactions == 0 && b.expected != 0) {
         b.completed[b.phase & 1] = b.arriving;
         b.arriving = nullptr;
@@ -384,7 +384,7 @@ void Machine::arrive(Warp& warp, uint32_t pc, uint32_t lane, MBarrier& b, uint32
     b.pending -= count;
     if (drop) b.expected -= count;
     ++progress;
-    advance(*warp.block, b);
+    advance(b);
 }
 
 void Machine::mbarrier(Warp& warp, const Instruction& in, uint32_t mask, uint32_t pc) {
@@ -423,7 +423,7 @@ void Machine::mbarrier(Warp& warp, const Instruction& in, uint32_t mask, uint32_
             case kMbarCompleteTx: {
                 MBarrier& b = find_mbarrier(warp, pc, lane, at);
                 b.transactions += access.what == kMbarExpectTx ? int64_t{value} : -int64_t{value};
-                advance(block, b);
+                advance(b);
                 continue;
             }
             case kMbarArrive:
