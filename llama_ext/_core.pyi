@@ -11,8 +11,23 @@ build: Final[str]
 formats: Final[dict[str, tuple[int, int, str]]]
 """Weight format -> (weights a block, bytes a block, form of the activations it meets on a CPU)."""
 
+class FileMap:
+    """A file mapped into memory, read-only; `np.frombuffer(map, np.uint8)` is a view that keeps it alive."""
+
+    def __init__(self, path: str) -> None:
+        """Raises: OSError; ValueError for an empty file."""
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
 class Weight:
-    def __init__(self, name: str, format: str, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        format: str,
+        rows: int,
+        cols: int,
+        data: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]],
+    ) -> None:
+        """data: the format's bytes; or what makes them, called whenever they are needed, and not kept."""
     @property
     def name(self) -> str: ...
     @property
@@ -23,6 +38,11 @@ class Weight:
     def cols(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def in_file(self) -> bool:
+        """Whether the bytes lie in a `FileMap` as they are."""
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """[nbytes], read-only: a view where there are bytes, else made for this call."""
     def dequantize(self) -> npt.NDArray[np.float32]: ...
 
 class Mask:
@@ -111,6 +131,43 @@ class Down:
     weight: Final[Weight]
     def __init__(self, *, layer: int, weight: Weight) -> None: ...
 
+class Route:
+    layer: Final[int]
+    norm: Final[Weight]
+    router: Final[Weight]
+    eps: Final[float]
+    top_k: Final[int]
+    def __init__(self, *, layer: int, norm: Weight, router: Weight, eps: float, top_k: int, scoring: str) -> None: ...
+    @property
+    def scoring(self) -> str: ...
+
+class ExpertsGateUp:
+    layer: Final[int]
+    gate: Final[list[Weight]]
+    up: Final[list[Weight]]
+    shared_gate: Final[Weight | None]
+    shared_up: Final[Weight | None]
+    scale_input: Final[bool]
+    def __init__(
+        self,
+        *,
+        layer: int,
+        gate: list[Weight],
+        up: list[Weight],
+        shared_gate: Weight | None = None,
+        shared_up: Weight | None = None,
+        scale_input: bool = False,
+    ) -> None: ...
+
+class ExpertsDown:
+    layer: Final[int]
+    down: Final[list[Weight]]
+    shared_down: Final[Weight | None]
+    scale_output: Final[bool]
+    def __init__(
+        self, *, layer: int, down: list[Weight], shared_down: Weight | None = None, scale_output: bool = False
+    ) -> None: ...
+
 class Head:
     norm: Final[Weight]
     weight: Final[Weight]
@@ -120,7 +177,7 @@ class Head:
 class Sample:
     def __init__(self) -> None: ...
 
-_Instruction = Embed | Qkv | Attention | Output | GateUp | Down | Head | Sample
+_Instruction = Embed | Qkv | Attention | Output | GateUp | Down | Route | ExpertsGateUp | ExpertsDown | Head | Sample
 
 class CacheLayer:
     kv_heads: Final[int]
@@ -172,13 +229,20 @@ class Executor:
         simd: str = "",
         poison: bool = False,
         progress: Callable[[int, int], None] | None = None,
-    ) -> None: ...
+        resident_experts: int = 0,
+    ) -> None:
+        """resident_experts: experts stay in their files, as many bytes of them resident; 0: all weights are packed."""
     @property
     def simd(self) -> str: ...
     @property
     def threads(self) -> int: ...
     @property
     def weight_bytes(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+    @property
+    def residency(self) -> dict[str, int] | None:
+        """Of experts in their files: budget and resident (bytes), hits and misses; None where all weights are packed."""
     def run(self, cache: Cache, ids: npt.NDArray[np.int32], logit_rows: int = 0) -> npt.NDArray[np.float32]: ...
     def run_and_draw(
         self, cache: Cache, ids: npt.NDArray[np.int32], params: SamplingParams, history: npt.NDArray[np.int32]

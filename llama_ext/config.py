@@ -72,6 +72,13 @@ class LlamaConfig:
     attn_temperature_tuning: bool = False
     floor_scale: int = 8192
     attn_scale: float = 0.1
+    model_type: str = "llama"
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_layers: tuple[bool, ...] = ()
+    intermediate_size_mlp: int = 0
+    shared_expert: bool = False
+    expert_scoring: str = "softmax"
     name: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -89,6 +96,8 @@ class LlamaConfig:
             set_field(self, "layer_kinds", (kind,) * self.num_hidden_layers)
         if not self.rope_layers:
             set_field(self, "rope_layers", (True,) * self.num_hidden_layers)
+        if not self.moe_layers:
+            set_field(self, "moe_layers", (bool(self.num_local_experts),) * self.num_hidden_layers)
         if self.num_attention_heads % self.num_key_value_heads:
             raise CheckpointError(
                 f"the config's {self.num_attention_heads} attention heads cannot share "

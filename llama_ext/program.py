@@ -18,11 +18,14 @@ from llama_ext._core import (
     CacheLayer,
     Down,
     Embed,
+    ExpertsDown,
+    ExpertsGateUp,
     GateUp,
     Head,
     Mask,
     Output,
     Qkv,
+    Route,
     Sample,
     Weight,
 )
@@ -31,7 +34,9 @@ from llama_ext.errors import CheckpointError, OptionError
 
 __all__ = ["CACHE_FORMATS", "MAX_ROWS", "Instruction", "Program", "build"]
 
-Instruction: TypeAlias = Embed | Qkv | Attention | Output | GateUp | Down | Head | Sample
+Instruction: TypeAlias = (
+    Embed | Qkv | Attention | Output | GateUp | Down | Route | ExpertsGateUp | ExpertsDown | Head | Sample
+)
 
 CACHE_FORMATS = ("f32", "f16", "bf16")
 
@@ -205,9 +210,14 @@ def build(
                 **heads,
             ),
             Output(layer=layer, weight=of_layer("o")),
-            GateUp(layer=layer, norm=of_layer("ffn_norm"), gate=of_layer("gate"), up=of_layer("up"), eps=eps),
-            Down(layer=layer, weight=of_layer("down")),
         ]
+        if config.moe_layers[layer]:
+            code += _experts(config, layer, of_layer)
+        else:
+            code += [
+                GateUp(layer=layer, norm=of_layer("ffn_norm"), gate=of_layer("gate"), up=of_layer("up"), eps=eps),
+                Down(layer=layer, weight=of_layer("down")),
+            ]
     head = embed if config.tie_word_embeddings else weight("head")
     code += [Head(norm=weight("norm"), weight=head, eps=eps), Sample()]
     try:
@@ -224,12 +234,54 @@ def build(
         raise CheckpointError(f"the checkpoint does not fit its config: {error}.") from error
     # The instructions agree with one another by now; a feed-forward of another size than the config's still would.
     for step in code:
-        if isinstance(step, GateUp) and step.gate.rows != config.intermediate_size:
+        if isinstance(step, GateUp):
+            gate, expected = step.gate, config.intermediate_size_mlp or config.intermediate_size
+        elif isinstance(step, ExpertsGateUp):
+            gate, expected = step.gate[0], config.intermediate_size
+        else:
+            continue
+        if gate.rows != expected:
             raise CheckpointError(
-                f"the config has an intermediate size of {config.intermediate_size:,}, '{step.gate.name}' has "
-                f"{step.gate.rows:,} rows; convert the model again."
+                f"the config has an intermediate size of {expected:,}, '{gate.name}' has {gate.rows:,} rows; "
+                "convert the model again."
+            )
+        if isinstance(step, ExpertsGateUp) and len(step.gate) != config.num_local_experts:
+            raise CheckpointError(
+                f"the config has {config.num_local_experts:,} experts, layer {step.layer} has {len(step.gate):,}; "
+                "convert the model again."
             )
     return Program(config, native)
+
+
+def _experts(config: LlamaConfig, layer: int, weight: WeightSource) -> list[Instruction]:
+    """A mixture of experts in the place of a layer's feed-forward network."""
+
+    def of_each(name: str) -> list[Weight]:
+        return [weight(f"experts.{e}.{name}") for e in range(config.num_local_experts)]
+
+    def of_shared(name: str) -> Weight | None:
+        return weight(f"shared.{name}") if config.shared_expert else None
+
+    sigmoid = config.expert_scoring == "sigmoid"
+    return [
+        Route(
+            layer=layer,
+            norm=weight("ffn_norm"),
+            router=weight("router"),
+            eps=config.rms_norm_eps,
+            top_k=config.num_experts_per_tok,
+            scoring=config.expert_scoring,
+        ),
+        ExpertsGateUp(
+            layer=layer,
+            gate=of_each("gate"),
+            up=of_each("up"),
+            shared_gate=of_shared("gate"),
+            shared_up=of_shared("up"),
+            scale_input=sigmoid,
+        ),
+        ExpertsDown(layer=layer, down=of_each("down"), shared_down=of_shared("down"), scale_output=not sigmoid),
+    ]
 
 
 def _mask(config: LlamaConfig, layer: int) -> Mask:
@@ -263,6 +315,19 @@ def _operands(instruction: Instruction, native: _core.Program) -> str:
             return f"h = silu(gate) up, {_matrices([instruction.gate, instruction.up])} rms_norm(x)"
         case Down():
             return f"x += {_matrix(instruction.weight)} h"
+        case Route():
+            count, score = instruction.router.rows, instruction.scoring
+            return (
+                f"n = rms_norm(x), {instruction.top_k} of {count} experts by {_matrix(instruction.router)} n, {score}"
+            )
+        case ExpertsGateUp():
+            kinds = [instruction.gate[0], instruction.up[0]]
+            shared = ", and the shared one" if instruction.shared_gate else ""
+            scaled = "s n" if instruction.scale_input else "n"
+            return f"h = silu(gate) up, {_matrices(kinds)} {scaled} an expert{shared}"
+        case ExpertsDown():
+            scaled = "s " if instruction.scale_output else ""
+            return f"x += {scaled}{_matrix(instruction.down[0])} h an expert{', and the shared one' * bool(instruction.shared_down)}"
         case Head():
             return f"logits = {_matrix(instruction.weight)} rms_norm(x)"
         case _:

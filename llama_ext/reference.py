@@ -21,11 +21,24 @@ except ImportError as _error:
     ) from _error
 
 from llama_ext import _core
-from llama_ext._core import Attention, Down, Embed, GateUp, Head, Output, Qkv, Sample, Weight
+from llama_ext._core import (
+    Attention,
+    Down,
+    Embed,
+    ExpertsDown,
+    ExpertsGateUp,
+    GateUp,
+    Head,
+    Output,
+    Qkv,
+    Route,
+    Sample,
+    Weight,
+)
 from llama_ext.errors import ContextError, OptionError
 from llama_ext.program import Program
 
-__all__ = ["ReferenceSession", "attend", "first_key", "rms_norm", "rotate", "temperature"]
+__all__ = ["ReferenceSession", "attend", "first_key", "rms_norm", "rotate", "route", "temperature"]
 
 _CACHE_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -80,6 +93,21 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
     weights = torch.softmax(torch.einsum("hd,nhd->hn", q, keys) * scale, dim=-1)
     return torch.einsum("hn,nhd->hd", weights, values)
+
+
+def route(logits: Tensor, top_k: int, scoring: str) -> tuple[Tensor, Tensor]:
+    """The experts of each row and what their results (or inputs) are multiplied by.
+
+    Args:
+        logits: [rows, experts] float32.
+        scoring: "sigmoid", of each chosen logit (Llama 4), or "softmax", over the chosen ones (Mixtral).
+
+    Returns:
+        Experts [rows, top_k] int64, by falling logit and, of equal ones, rising index; scores [rows, top_k] float32.
+    """
+    order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    values, experts = order.values[:, :top_k], order.indices[:, :top_k]
+    return experts, torch.sigmoid(values) if scoring == "sigmoid" else torch.softmax(values, dim=-1)
 
 
 class ReferenceSession:
@@ -146,7 +174,8 @@ class ReferenceSession:
     def _step(self, ids: list[int], which: str) -> npt.NDArray[np.float32]:
         rows = len(ids)
         positions = torch.arange(self._position, self._position + rows)
-        x = q = k = v = a = h = logits = torch.empty(0)
+        x = q = k = v = a = n = h = logits = torch.empty(0)
+        experts = scores = torch.empty(0)
         for i in self._native.code:
             match i:
                 case Embed():
@@ -169,6 +198,13 @@ class ReferenceSession:
                     h = gate * torch.sigmoid(gate) * (n @ self._matrix(i.up).T)
                 case Down():
                     x = x + h @ self._matrix(i.weight).T
+                case Route():
+                    n = rms_norm(x, self._matrix(i.norm)[0], i.eps)
+                    experts, scores = route(n @ self._matrix(i.router).T, i.top_k, i.scoring)
+                case ExpertsGateUp():
+                    h = self._experts_gate_up(i, n, experts, scores)
+                case ExpertsDown():
+                    x = x + self._experts_down(i, h, experts, scores)
                 case Head():
                     last = x[rows - {"none": 0, "last": 1, "all": rows}[which] :]
                     logits = rms_norm(last, self._matrix(i.norm)[0], i.eps) @ self._matrix(i.weight).T
@@ -194,6 +230,35 @@ class ReferenceSession:
             seen = torch.arange(first_key(i.mask, position), position + 1) % len(keys)
             out.append(attend(q[row], keys[seen].float(), values[seen].float(), scale))
         return torch.stack(out)
+
+    def _experts_gate_up(self, i: ExpertsGateUp, n: Tensor, experts: Tensor, scores: Tensor) -> Tensor:
+        """[rows, top_k (+ 1 for the shared expert), intermediate]"""
+        rows = []
+        for row in range(len(n)):
+            passes = []
+            for e, s in zip(experts[row].tolist(), scores[row], strict=True):
+                passes.append(self._gated(i.gate[e], i.up[e], s * n[row] if i.scale_input else n[row]))
+            if i.shared_gate is not None and i.shared_up is not None:
+                passes.append(self._gated(i.shared_gate, i.shared_up, n[row]))
+            rows.append(torch.stack(passes))
+        return torch.stack(rows)
+
+    def _gated(self, gate: Weight, up: Weight, x: Tensor) -> Tensor:
+        g = self._matrix(gate) @ x
+        return g * torch.sigmoid(g) * (self._matrix(up) @ x)
+
+    def _experts_down(self, i: ExpertsDown, h: Tensor, experts: Tensor, scores: Tensor) -> Tensor:
+        """[rows, hidden]"""
+        rows = []
+        for row in range(len(h)):
+            matrices = [i.down[e] for e in experts[row].tolist()]
+            factors = list(scores[row]) if i.scale_output else [torch.tensor(1.0)] * len(matrices)
+            if i.shared_down is not None:
+                matrices.append(i.shared_down)
+                factors.append(torch.tensor(1.0))
+            results = [s * (self._matrix(w) @ x) for w, s, x in zip(matrices, factors, h[row], strict=True)]
+            rows.append(torch.stack(results).sum(0))
+        return torch.stack(rows)
 
     def _matrix(self, weight: Weight) -> Tensor:
         if weight.name not in self._weights:

@@ -5,7 +5,7 @@ against.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ def tiny_config(**changes: object) -> LlamaConfig:
 
 def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     """Every weight of the common layout by name, [rows, cols]; a norm has one row."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     shapes = {"embed": (config.vocab_size, hidden), "norm": (1, hidden)}
     if not config.tie_word_embeddings:
@@ -78,10 +78,24 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
                 "v": (kv, hidden),
                 "o": (hidden, q),
                 "ffn_norm": (1, hidden),
-                "gate": (inner, hidden),
-                "up": (inner, hidden),
-                "down": (hidden, inner),
+                **_feed_forward_shapes(config, layer),
             }.items()
+        }
+    return shapes
+
+
+def _feed_forward_shapes(config: LlamaConfig, layer: int) -> dict[str, tuple[int, int]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    if not config.moe_layers[layer]:
+        dense = config.intermediate_size_mlp or inner
+        return {"gate": (dense, hidden), "up": (dense, hidden), "down": (hidden, dense)}
+    shapes = {"router": (config.num_local_experts, hidden)}
+    experts = [f"experts.{e}" for e in range(config.num_local_experts)] + ["shared"] * config.shared_expert
+    for expert in experts:
+        shapes |= {
+            f"{expert}.gate": (inner, hidden),
+            f"{expert}.up": (inner, hidden),
+            f"{expert}.down": (hidden, inner),
         }
     return shapes
 
@@ -192,7 +206,38 @@ def variants() -> dict[str, LlamaConfig]:
             attn_temperature_tuning=True,
             floor_scale=2,
         ),
+        "scout": scout_config(4),
+        "maverick": maverick_config(4),
+        "mixtral": mixtral_config(),
     }
+
+
+def scout_config(chunk: int, **changes: object) -> LlamaConfig:
+    """Llama 4 Scout in small: a mixture of experts in every layer, one chosen, and a shared one."""
+    fields: dict[str, object] = {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 1,
+        "shared_expert": True,
+        "expert_scoring": "sigmoid",
+    }
+    return llama4_config(chunk, **(fields | changes))
+
+
+def maverick_config(chunk: int, **changes: object) -> LlamaConfig:
+    """Llama 4 Maverick in small: experts in every second layer, dense layers of another size, no QK-norm."""
+    fields: dict[str, object] = {
+        "num_local_experts": 40,
+        "moe_layers": (False, True, False, True),
+        "intermediate_size_mlp": 80,
+        "use_qk_norm": False,
+    }
+    return scout_config(chunk, **(fields | changes))
+
+
+def mixtral_config(**changes: object) -> LlamaConfig:
+    """Mixtral in small: the two best of several experts in every layer."""
+    fields: dict[str, object] = {"num_local_experts": 5, "num_experts_per_tok": 2, "expert_scoring": "softmax"}
+    return tiny_config(**(fields | changes))
 
 
 def plain_mask(kind: str, extent: int, n: int) -> npt.NDArray[np.bool_]:
@@ -264,9 +309,36 @@ def plain_logits(
             a[:, head] = scores / scores.sum(1, keepdims=True) @ v[:, kv]
         x = x + a.reshape(n, -1) @ of("o").T
         m = norm(x, of("ffn_norm"))
-        gate = m @ of("gate").T
-        x = x + (gate / (1 + np.exp(-gate)) * (m @ of("up").T)) @ of("down").T
+        x = x + (plain_mixture(config, m, of) if config.moe_layers[layer] else plain_feed_forward(m, of, ""))
     return norm(x, w["norm"]) @ w["embed" if config.tie_word_embeddings else "head"].T
+
+
+Of = Callable[[str], npt.NDArray[np.float64]]
+
+
+def plain_feed_forward(m: npt.NDArray[np.float64], of: Of, prefix: str) -> npt.NDArray[np.float64]:
+    gate = m @ of(f"{prefix}gate").T
+    result: npt.NDArray[np.float64] = (gate / (1 + np.exp(-gate)) * (m @ of(f"{prefix}up").T)) @ of(f"{prefix}down").T
+    return result
+
+
+def plain_mixture(config: LlamaConfig, m: npt.NDArray[np.float64], of: Of) -> npt.NDArray[np.float64]:
+    """Every expert computed for every row; the weights of those that were not chosen are zero."""
+    logits = m @ of("router").T
+    chosen = np.argsort(-logits, axis=1, kind="stable")[:, : config.num_experts_per_tok]
+    best = np.take_along_axis(logits, chosen, axis=1)
+    sigmoid = config.expert_scoring == "sigmoid"
+    scores = 1 / (1 + np.exp(-best)) if sigmoid else np.exp(best) / np.exp(best).sum(1, keepdims=True)
+    weights = np.zeros_like(logits)
+    np.put_along_axis(weights, chosen, scores, axis=1)
+    out = plain_feed_forward(m, of, "shared.") if config.shared_expert else np.zeros_like(m)
+    for e in range(config.num_local_experts):
+        s = weights[:, e : e + 1]
+        if sigmoid:
+            out += plain_feed_forward(s * m, of, f"experts.{e}.") * (s > 0)
+        else:
+            out += s * plain_feed_forward(m, of, f"experts.{e}.")
+    return out
 
 
 def deviation(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:

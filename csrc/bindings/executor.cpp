@@ -21,14 +21,15 @@ using cpu::Executor;
 using Ids = py::array_t<int32_t, py::array::c_style>;
 
 std::shared_ptr<Executor> make_executor(const Program& program, int threads, const std::string& simd, bool poison,
-                                        std::function<void(size_t, size_t)> progress) {
+                                        std::function<void(size_t, size_t)> progress, size_t resident_experts) {
     const py::gil_scoped_release release;
     const auto report = [&progress](size_t done, size_t total) {
         const py::gil_scoped_acquire gil;
         if (PyErr_CheckSignals()) throw py::error_already_set();  // Ctrl-C while loading
         if (progress) progress(done, total);
     };
-    return std::make_shared<Executor>(program, Executor::Options{threads, simd.empty() ? nullptr : simd.c_str(), poison}, report);
+    return std::make_shared<Executor>(
+        program, Executor::Options{threads, simd.empty() ? nullptr : simd.c_str(), poison, resident_experts}, report);
 }
 
 py::array_t<float> run(Executor& executor, Cache& cache, const Ids& ids, int64_t logit_rows) {
@@ -60,15 +61,30 @@ int32_t run_and_draw(Executor& executor, Cache& cache, const Ids& ids, const Sam
     return id;
 }
 
+// None where all weights are packed.
+py::object residency(const Executor& executor) {
+    const cpu::Residency* r = executor.residency();
+    if (!r) return py::none();
+    py::dict facts;
+    facts["budget"] = r->budget();
+    facts["resident"] = r->resident();
+    facts["hits"] = r->hits();
+    facts["misses"] = r->misses();
+    return facts;
+}
+
 }  // namespace
 
 void bind_executor(py::module_& m) {
     py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor")
         .def(py::init(&make_executor), py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("simd") = "",
-             py::arg("poison") = false, py::arg("progress") = std::function<void(size_t, size_t)>())
+             py::arg("poison") = false, py::arg("progress") = std::function<void(size_t, size_t)>(),
+             py::arg("resident_experts") = 0)
         .def_property_readonly("simd", &Executor::simd)
         .def_property_readonly("threads", &Executor::threads)
         .def_property_readonly("weight_bytes", &Executor::weight_bytes)
+        .def_property_readonly("buffer_bytes", &Executor::buffer_bytes)
+        .def_property_readonly("residency", &residency)
         .def("run", &run, py::arg("cache"), py::arg("ids").noconvert(), py::arg("logit_rows") = 0)
         .def("run_and_draw", &run_and_draw, py::arg("cache"), py::arg("ids").noconvert(), py::arg("params"),
              py::arg("history").noconvert())

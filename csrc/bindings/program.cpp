@@ -4,10 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <stdexcept>
+#include <system_error>
 
 #include "bindings/bindings.h"
 #include "program/cost.h"
+#include "program/file_map.h"
 
 namespace py = pybind11;
 
@@ -24,30 +27,79 @@ struct PythonOwner {
     }
 };
 
+void check_bytes(const Weight& w, const py::array& data) {
+    if (!data.dtype().is(py::dtype::of<uint8_t>()))
+        throw py::type_error(w.name + ": the data must be the format's bytes, uint8, not " +
+                             py::str(data.dtype()).cast<std::string>());
+    if (!(data.flags() & py::array::c_style)) throw std::invalid_argument(w.name + ": the data must be contiguous");
+    if (static_cast<size_t>(data.nbytes()) != w.bytes()) {
+        throw std::invalid_argument(w.name + ": " + std::to_string(data.nbytes()) + " bytes, but [" + std::to_string(w.rows) +
+                                    ", " + std::to_string(w.cols) + "] in " + std::string(info(w.format).name) + " takes " +
+                                    std::to_string(w.bytes()));
+    }
+}
+
+// data: an array of the bytes, or a function that makes one
 std::shared_ptr<Weight> make_weight(std::string name, const std::string& format, int64_t rows, int64_t cols,
-                                    const py::array& data) {
+                                    const py::object& data) {
     auto w = std::make_shared<Weight>();
     w->name = std::move(name);
     w->format = format_from_name(format);
     w->rows = rows;
     w->cols = cols;
+    w->data = nullptr;
     const FormatInfo& f = info(w->format);
     const bool overflows = static_cast<double>(rows) * static_cast<double>(cols) * f.bytes / f.block > 9e18;  // past int64_t
     if (rows <= 0 || cols <= 0 || cols % f.block != 0 || overflows) {
         throw std::invalid_argument(w->name + ": [" + std::to_string(rows) + ", " + std::to_string(cols) + "] is no shape for " +
                                     format + ", whose blocks hold " + std::to_string(info(w->format).block) + " columns");
     }
-    if (!data.dtype().is(py::dtype::of<uint8_t>()))
-        throw py::type_error(w->name + ": the data must be the format's bytes, uint8, not " +
-                             py::str(data.dtype()).cast<std::string>());
-    if (!(data.flags() & py::array::c_style)) throw std::invalid_argument(w->name + ": the data must be contiguous");
-    if (static_cast<size_t>(data.nbytes()) != w->bytes()) {
-        throw std::invalid_argument(w->name + ": " + std::to_string(data.nbytes()) + " bytes, but [" + std::to_string(rows) +
-                                    ", " + std::to_string(cols) + "] in " + format + " takes " + std::to_string(w->bytes()));
+    if (py::isinstance<py::array>(data)) {
+        const py::array array = data;
+        check_bytes(*w, array);
+        w->data = static_cast<const std::byte*>(array.data());
+        w->owner = std::make_shared<PythonOwner>(array);
+        return w;
     }
-    w->data = static_cast<const std::byte*>(data.data());
-    w->owner = std::make_shared<PythonOwner>(data);
+    if (!PyCallable_Check(data.ptr()))
+        throw py::type_error(w->name + ": the data must be an array of the format's bytes, or a function that makes one");
+    const auto maker = std::make_shared<PythonOwner>(data);
+    w->make = [maker, facts = Weight{w->name, w->format, rows, cols, nullptr, nullptr}] {
+        const py::gil_scoped_acquire gil;
+        const py::object made = maker->object();
+        if (!py::isinstance<py::array>(made)) throw py::type_error(facts.name + ": what was made is no array");
+        const py::array array = made;
+        check_bytes(facts, array);
+        return WeightBytes{static_cast<const std::byte*>(array.data()), std::make_shared<PythonOwner>(array)};
+    };
     return w;
+}
+
+py::array_t<float> dequantize_weight(const Weight& w) {
+    py::array_t<float> out({w.rows, w.cols});
+    float* to = out.mutable_data();
+    const py::gil_scoped_release release;
+    const WeightBytes bytes = w.fetch();
+    const size_t stride = row_bytes(w.format, w.cols);
+    for (int64_t r = 0; r < w.rows; ++r)
+        dequantize(w.format, bytes.data + static_cast<size_t>(r) * stride, w.cols, to + r * w.cols);
+    return out;
+}
+
+// The bytes as they are, [nbytes] uint8, read-only: a view of the file where they lie in one.
+py::array weight_bytes(const Weight& w) {
+    const py::ssize_t size = static_cast<py::ssize_t>(w.bytes());
+    const WeightBytes bytes = w.fetch();
+    const auto& owner = w.data ? w.owner : bytes.owner;
+    py::array view(py::dtype::of<uint8_t>(), {size}, {1}, bytes.data, static_cast<PythonOwner*>(owner.get())->object);
+    view.attr("flags").attr("writeable") = false;
+    return view;
+}
+
+Scoring scoring_from(const std::string& name) {
+    if (name == "softmax") return Scoring::softmax;
+    if (name == "sigmoid") return Scoring::sigmoid;
+    throw std::invalid_argument("unknown scoring '" + name + "'; known: softmax, sigmoid");
 }
 
 Mask::Kind mask_kind(const std::string& name) {
@@ -148,6 +200,39 @@ void bind_instructions(py::module_& m) {
              py::arg("weight"))
         .def_readonly("layer", &Down::layer)
         .def_readonly("weight", &Down::weight);
+    py::class_<Route>(m, "Route")
+        .def(py::init([](int layer, W norm, W router, float eps, int top_k, const std::string& scoring) {
+                 return Route{layer, norm, router, eps, top_k, scoring_from(scoring)};
+             }),
+             py::kw_only(), py::arg("layer"), py::arg("norm"), py::arg("router"), py::arg("eps"), py::arg("top_k"),
+             py::arg("scoring"))
+        .def_readonly("layer", &Route::layer)
+        .def_readonly("norm", &Route::norm)
+        .def_readonly("router", &Route::router)
+        .def_readonly("eps", &Route::eps)
+        .def_readonly("top_k", &Route::top_k)
+        .def_property_readonly("scoring", [](const Route& i) { return i.scoring == Scoring::sigmoid ? "sigmoid" : "softmax"; });
+    py::class_<ExpertsGateUp>(m, "ExpertsGateUp")
+        .def(py::init([](int layer, std::vector<W> gate, std::vector<W> up, W shared_gate, W shared_up, bool scale_input) {
+                 return ExpertsGateUp{layer, std::move(gate), std::move(up), shared_gate, shared_up, scale_input};
+             }),
+             py::kw_only(), py::arg("layer"), py::arg("gate"), py::arg("up"), py::arg("shared_gate") = nullptr,
+             py::arg("shared_up") = nullptr, py::arg("scale_input") = false)
+        .def_readonly("layer", &ExpertsGateUp::layer)
+        .def_readonly("gate", &ExpertsGateUp::gate)
+        .def_readonly("up", &ExpertsGateUp::up)
+        .def_readonly("shared_gate", &ExpertsGateUp::shared_gate)
+        .def_readonly("shared_up", &ExpertsGateUp::shared_up)
+        .def_readonly("scale_input", &ExpertsGateUp::scale_input);
+    py::class_<ExpertsDown>(m, "ExpertsDown")
+        .def(py::init([](int layer, std::vector<W> down, W shared_down, bool scale_output) {
+                 return ExpertsDown{layer, std::move(down), shared_down, scale_output};
+             }),
+             py::kw_only(), py::arg("layer"), py::arg("down"), py::arg("shared_down") = nullptr, py::arg("scale_output") = false)
+        .def_readonly("layer", &ExpertsDown::layer)
+        .def_readonly("down", &ExpertsDown::down)
+        .def_readonly("shared_down", &ExpertsDown::shared_down)
+        .def_readonly("scale_output", &ExpertsDown::scale_output);
     py::class_<Head>(m, "Head")
         .def(py::init([](W norm, W weight, float eps) { return Head{norm, weight, eps}; }), py::kw_only(), py::arg("norm"),
              py::arg("weight"), py::arg("eps"))
@@ -167,14 +252,23 @@ void bind_program(py::module_& m) {
         .def_readonly("rows", &Weight::rows)
         .def_readonly("cols", &Weight::cols)
         .def_property_readonly("nbytes", &Weight::bytes)
-        .def("dequantize", [](const Weight& w) {
-            py::array_t<float> out({w.rows, w.cols});
-            float* to = out.mutable_data();
-            const py::gil_scoped_release release;
-            const size_t stride = row_bytes(w.format, w.cols);
-            for (int64_t r = 0; r < w.rows; ++r)
-                dequantize(w.format, w.data + static_cast<size_t>(r) * stride, w.cols, to + r * w.cols);
-            return out;
+        .def_property_readonly("in_file", [](const Weight& w) { return w.data != nullptr && is_mapped(w.data, w.bytes()); })
+        .def("bytes", &weight_bytes)
+        .def("dequantize", &dequantize_weight);
+    py::class_<FileMap, std::shared_ptr<FileMap>>(m, "FileMap", py::buffer_protocol())
+        .def(py::init([](const std::string& path) {
+                 try {
+                     return std::make_shared<FileMap>(path);
+                 } catch (const std::system_error& error) {
+                     errno = error.code().value();
+                     PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+                     throw py::error_already_set();
+                 }
+             }),
+             py::arg("path"))
+        .def_buffer([](const FileMap& map) {
+            return py::buffer_info(const_cast<std::byte*>(map.data()), 1, py::format_descriptor<uint8_t>::format(), 1,
+                                   {static_cast<py::ssize_t>(map.bytes())}, {1}, true);
         });
     py::class_<Mask>(m, "Mask")
         .def(py::init([](const std::string& kind, int64_t extent) {

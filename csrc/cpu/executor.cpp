@@ -6,8 +6,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 
 #include "cpu/bind.h"
+#include "program/file_map.h"
 
 namespace llama_ext::cpu {
 namespace {
@@ -21,6 +23,8 @@ struct Widths {
     int64_t q = 0, kv = 0, h = 0, head_dim = 0;
     int64_t product;            // input of a product
     int64_t block_queries = 0;  // heads times blocks of slots
+    // Of mixtures of experts: experts, experts chosen, entries a row (mixture.h), inputs of a row's products with down.
+    int64_t experts = 0, top_k = 0, passes = 0, expert_inputs = 0;
 
     explicit Widths(const Program& program) : product(program.hidden) {
         for (const Instruction& instruction : program.code) {
@@ -32,8 +36,17 @@ struct Widths {
                 block_queries = std::max(block_queries, i->heads * ((capacity + kKeyBlock - 1) / kKeyBlock));
             }
             if (const auto* i = std::get_if<GateUp>(&instruction)) h = std::max(h, i->gate->rows);
+            if (const auto* i = std::get_if<Route>(&instruction)) {
+                experts = std::max(experts, i->router->rows);
+                top_k = std::max<int64_t>(top_k, i->top_k);
+            }
+            if (const auto* i = std::get_if<ExpertsGateUp>(&instruction)) {
+                passes = std::max<int64_t>(passes, top_k + (i->shared_gate ? 1 : 0));
+                expert_inputs = std::max(expert_inputs, passes * i->gate[0]->rows);
+            }
             for (const WeightPtr& w : weights(instruction)) product = std::max(product, w->cols);
         }
+        h = std::max(h, expert_inputs);
     }
 };
 
@@ -61,11 +74,14 @@ struct PackingBinder final : Binder {
     const Program& program;
     Team& team;
     std::vector<Rotation>& rotations;
+    Residency* residency;  // null: experts are packed
     const Pages* pages = nullptr;
     const std::function<void(size_t, size_t)>* progress = nullptr;
-    size_t used = 0;
+    size_t used = 0, widest = 0;
+    std::unordered_map<const Weight*, PackedWeight> done;
 
-    PackingBinder(const Program& p, Team& t, std::vector<Rotation>& r) : program(p), team(t), rotations(r) {}
+    PackingBinder(const Program& p, Team& t, std::vector<Rotation>& r, Residency* kept)
+        : program(p), team(t), rotations(r), residency(kept) {}
 
     std::byte* take(size_t bytes) {
         const size_t at = used;
@@ -78,29 +94,67 @@ struct PackingBinder final : Binder {
     }
 
     PackedWeight pack(const Weight& w) override {
+        if (const auto found = done.find(&w); found != done.end()) return found->second;
         PackedWeight packed{w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols),
                             nullptr};
         std::byte* place = take(static_cast<size_t>(packed.groups) * packed.group_bytes);
         packed.data = place;
-        if (!pages) return packed;
-        const size_t stride = row_bytes(w.format, w.cols);
-        team.run([&](int member) {
-            const Share mine = share(packed.groups, member, team.size());
-            for (int64_t g = mine.begin; g < mine.end; ++g) {
-                const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
-                pack_group(w.format, w.cols, w.data + static_cast<size_t>(g * kGroup) * stride, rows,
-                           place + static_cast<size_t>(g) * packed.group_bytes);
-            }
-        });
-        report();
+        if (pages) {
+            const WeightBytes bytes = w.fetch();
+            const size_t stride = row_bytes(w.format, w.cols);
+            team.run([&](int member) {
+                const Share mine = share(packed.groups, member, team.size());
+                for (int64_t g = mine.begin; g < mine.end; ++g) {
+                    const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
+                    pack_group(w.format, w.cols, bytes.data + static_cast<size_t>(g * kGroup) * stride, rows,
+                               place + static_cast<size_t>(g) * packed.group_bytes);
+                }
+            });
+            // The file's pages have served: they would be a second copy of the model.
+            give_back(bytes.data, w.bytes());
+            report();
+        }
+        done.emplace(&w, packed);
         return packed;
     }
 
     const float* vector(const Weight& w) override {
         float* place = reinterpret_cast<float*>(take(static_cast<size_t>(w.cols) * sizeof(float)));
-        if (pages) dequantize(w.format, w.data, w.cols, place);
+        if (pages) dequantize(w.format, w.fetch().data, w.cols, place);
         return place;
     }
+
+    WeightBytes keep(const Weight& w) override { return pages ? w.fetch() : WeightBytes{}; }
+
+    bool is_head(const Weight& w) const override {
+        return std::any_of(program.code.begin(), program.code.end(), [&](const Instruction& i) {
+            const auto* head = std::get_if<Head>(&i);
+            return head && head->weight.get() == &w;
+        });
+    }
+
+    PackedWeight expert(const Weight& w, int layer, Residency::Part part, int expert) override {
+        if (!residency) return pack(w);
+        if (!w.data || !is_mapped(w.data, w.bytes()))
+            throw std::invalid_argument("'" + w.name + "' is not in a file as it is needed, so it cannot stay there");
+        residency->add(layer, part, expert, w.data, w.bytes());
+        PackedWeight mapped{w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols),
+                            nullptr};
+        mapped.source = w.data;
+        scratch(mapped.group_bytes);
+        return mapped;
+    }
+
+    bool experts_mapped() const override { return residency != nullptr; }
+
+    bool has_shared_expert(int layer) const override {
+        return std::any_of(program.code.begin(), program.code.end(), [&](const Instruction& i) {
+            const auto* experts = std::get_if<ExpertsDown>(&i);
+            return experts && experts->layer == layer && experts->shared_down;
+        });
+    }
+
+    void scratch(size_t bytes) override { widest = std::max(widest, bytes); }
 
     int64_t rotation(int rope, int64_t chunk) override {
         if (rope < 0) return -1;
@@ -141,13 +195,16 @@ Executor::Executor(Program program, const Options& options, const std::function<
       kernels_(choose_kernels(options.simd)),
       team_(options.threads),
       poison_(options.poison),
+      residency_(options.resident_experts),
       sampler_(static_cast<uint32_t>(program_.vocab)),
       ids_(static_cast<size_t>(program_.max_rows)),
       step_{kernels_, program_, team_} {
-    PackingBinder binder(program_, team_, rotations_);
+    PackingBinder binder(program_, team_, rotations_, options.resident_experts ? &residency_ : nullptr);
     const auto bind_all = [&] {
         code_.clear();
         binder.used = 0;
+        binder.done.clear();
+        residency_ = Residency(options.resident_experts);
         for (const Instruction& instruction : program_.code)
             std::visit([&](const auto& i) { code_.push_back(bind(i, binder)); }, instruction);
     };
@@ -158,7 +215,11 @@ Executor::Executor(Program program, const Options& options, const std::function<
     bind_all();
 
     const Widths widths(program_);
-    const int64_t rows = program_.max_rows;
+    const int64_t rows = program_.max_rows, entries = rows * widths.passes;
+    if (!residency_.empty()) {
+        residency_.require_room_for(static_cast<int>(widths.top_k));
+        step_.residency = &residency_;
+    }
     int64_t angles = 0;
     for (const Rotation& r : rotations_) angles += binder.pairs(r.rope) * rows;
     step_.members.resize(static_cast<size_t>(team_.size()));
@@ -169,15 +230,30 @@ Executor::Executor(Program program, const Options& options, const std::function<
         carver.take(step_.v, rows * widths.kv);
         carver.take(step_.a, rows * widths.q);
         carver.take(step_.h, rows * widths.h);
+        if (entries) {
+            Mixture& m = step_.mixture;
+            carver.take(step_.n, rows * program_.hidden);
+            carver.take(step_.gathered, entries * program_.hidden);
+            carver.take(step_.y, entries * program_.hidden);
+            carver.take(m.logits, rows * widths.experts);
+            carver.take(m.chosen, rows * widths.top_k);
+            carver.take(m.scores, rows * widths.top_k);
+            carver.take(m.first, widths.experts + 2);
+            carver.take(m.row, entries);
+            carver.take(m.score, entries);
+            carver.take(m.entry, entries);
+            carver.take(m.active, widths.experts + 1);
+        }
         carver.take(step_.block_values, widths.block_queries * widths.head_dim);
         carver.take(step_.block_partials, widths.block_queries);
         carver.take(step_.cosine, angles);
         carver.take(step_.sine, angles);
         carver.take(own_logits_, program_.vocab);
-        carver.take(step_.shared, rows, widths.product);
+        carver.take(step_.shared, rows, std::max({widths.product, widths.passes * program_.hidden, widths.expert_inputs}));
         for (MemberBuffers& m : step_.members) {
-            carver.take(m.activation, 1, widths.product);
+            carver.take(m.activation, 1, std::max(widths.product, widths.expert_inputs));
             carver.take(m.row, widths.product);
+            carver.take(m.bytes, static_cast<int64_t>(binder.widest));
             carver.take(m.tile, 2 * rows * kGroup);
             carver.take(m.partials, kQueryTile * widths.head_dim);
         }

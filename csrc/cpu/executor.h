@@ -11,6 +11,8 @@
 #include "cpu/cache.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cpu/mixture.h"
+#include "cpu/residency.h"
 #include "cpu/sampler.h"
 #include "cpu/team.h"
 #include "program/program.h"
@@ -27,8 +29,9 @@ struct ActivationBuffers {
 
 // What belongs to one member of the team.
 struct MemberBuffers {
-    ActivationBuffers activation;  // one row
+    ActivationBuffers activation;  // one row, or a row's entries in front of its experts
     float* row;                    // [widest row]
+    std::byte* bytes;              // weights on their way: a row of the embedding, a group of an expert's matrix
     float* tile;                   // [2][max_rows][16], results of a group on their way out
     float* partials;               // [kQueryTile][head_dim]
 };
@@ -55,7 +58,12 @@ struct Step {
     Sampler* sampler = nullptr;
     int32_t id = 0;  // what was drawn, or one of sampling.h's error codes
 
-    float *x = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *a = nullptr, *h = nullptr;
+    float *x = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *a = nullptr, *n = nullptr;
+    float* h = nullptr;         // [rows][intermediate]; of experts [entries][intermediate], see mixture.h
+    float* gathered = nullptr;  // [entries][hidden]: n, sorted by expert
+    float* y = nullptr;         // [entries][hidden]: results of experts, before they are added up
+    Mixture mixture{};
+    Residency* residency = nullptr;            // null: all experts are packed
     float* block_values = nullptr;             // [heads][blocks][head_dim]: softmax partials of a one-row step
     Partial* block_partials = nullptr;         // [heads][blocks]
     float *cosine = nullptr, *sine = nullptr;  // [rotations][max_rows][head_dim / 2]
@@ -83,6 +91,9 @@ public:
         int threads = 1;
         const char* simd = nullptr;  // a level's name; null: LLAMA_EXT_SIMD or the best
         bool poison = false;         // fill every buffer with NaN before each step
+        // Experts stay in their files (file_map.h), as many bytes of them resident as this at the most; 0: all weights are
+        // packed.
+        size_t resident_experts = 0;
     };
     // progress(done, total), in bytes of weights packed so far; called on the caller's thread
     Executor(Program program, const Options& options, const std::function<void(size_t, size_t)>& progress);
@@ -91,6 +102,8 @@ public:
     const char* simd() const { return kernels_.name; }
     int threads() const { return team_.size(); }
     size_t weight_bytes() const { return weights_.bytes(); }
+    size_t buffer_bytes() const { return buffers_.bytes(); }
+    const Residency* residency() const { return step_.residency; }
 
     // Appends `rows` ids at the cache's position and advances it. logits [logit_rows][vocab] of the last logit_rows rows.
     // Throws std::invalid_argument for an id outside the vocabulary, more rows than max_rows, or past max_context; nothing
@@ -114,6 +127,7 @@ private:
     std::mutex mutex_;
     const bool poison_;
     Pages weights_, buffers_, probe_;
+    Residency residency_;
     Sampler sampler_;
     std::vector<int32_t> ids_;     // the step's, copied so that what was checked is what is used
     float* own_logits_ = nullptr;  // [vocab]

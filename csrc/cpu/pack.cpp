@@ -47,6 +47,34 @@ uint32_t regroup_fifth_bits(uint32_t bits) {
     return result;
 }
 
+// The inverse of regroup_fifth_bits.
+uint32_t ungroup_fifth_bits(uint32_t bits) {
+    uint32_t result = 0;
+    for (int l = 0; l < 8; ++l)
+        for (int c = 0; c < 4; ++c) result |= ((bits >> (8 * c + l)) & 1u) << (4 * l + c);
+    return result;
+}
+
+void unpack_blocks(Format format, int64_t cols, const std::byte* group, int r, std::byte* out) {
+    const BlockLayout b = layout(format);
+    const int block_bytes = info(format).bytes;
+    const int64_t blocks = cols / info(format).block;
+    for (int64_t block = 0; block < blocks; ++block, group += kGroup * block_bytes, out += block_bytes) {
+        const std::byte* from = group;
+        for (int i = 0; i < b.halves; ++i, from += 2 * kGroup) std::memcpy(out + b.half_offset + 2 * i, from + 2 * r, 2);
+        if (b.fifth_offset >= 0) {
+            uint32_t bits;
+            std::memcpy(&bits, from + 4 * r, 4);
+            bits = ungroup_fifth_bits(bits);
+            std::memcpy(out + b.fifth_offset, &bits, 4);
+            from += 4 * kGroup;
+        }
+        for (int run = 0; run < 3; ++run)
+            for (int i = 0; i < b.word_counts[run]; ++i, from += 4 * kGroup)
+                std::memcpy(out + b.word_offsets[run] + 4 * i, from + 4 * r, 4);
+    }
+}
+
 void pack_blocks(Format format, int64_t cols, const std::byte* source, int rows, std::byte* out) {
     const BlockLayout b = layout(format);
     const size_t stride = row_bytes(format, cols);
@@ -95,6 +123,13 @@ void pack_group(Format format, int64_t cols, const std::byte* source, int rows, 
         default:
             return pack_blocks(format, cols, source, rows, out);
     }
+}
+
+void unpack_row(Format format, int64_t cols, const std::byte* group, int r, std::byte* out) {
+    if (info(format).block > 1) return unpack_blocks(format, cols, group, r, out);
+    const size_t size = static_cast<size_t>(info(format).bytes);
+    for (int64_t c = 0; c < cols; ++c)
+        std::memcpy(out + static_cast<size_t>(c) * size, group + static_cast<size_t>(c * kGroup + r) * size, size);
 }
 
 }  // namespace llama_ext::cpu

@@ -25,10 +25,14 @@ struct PackedWeight {
     int64_t rows, cols;
     int64_t groups;  // ceil(rows / 16); rows past the last are zero
     size_t group_bytes;
-    const std::byte* data;  // [groups][group_bytes]
+    const std::byte* data;              // [groups][group_bytes]; null: not packed, a group is packed when it is needed
+    const std::byte* source = nullptr;  // then: the matrix as it stands in its file
 };
 
 size_t packed_group_bytes(Format format, int64_t cols);
+
+// The reverse of one row: row r (0..15) of a packed group as it stands in a file, row_bytes(format, cols) bytes.
+void unpack_row(Format format, int64_t cols, const std::byte* group, int r, std::byte* out);
 
 // rows: how many of the 16 exist (the rest become zero); source row r starts at source + r * row_bytes(format, cols).
 void pack_group(Format format, int64_t cols, const std::byte* source, int rows, std::byte* out);

@@ -20,9 +20,9 @@ Forms forms_of(std::initializer_list<const PackedWeight*> weights) {
 Activation prepare(Step& step, int member, const float* source, int64_t rows, int64_t cols, const float* norm, float eps,
                    Forms forms) {
     const Kernels& kernels = step.kernels;
-    const bool own = rows == 1;
+    const bool own = step.rows == 1;
     const ActivationBuffers& to = own ? step.members[static_cast<size_t>(member)].activation : step.shared;
-    const Share mine = own ? Share{0, 1} : share(rows, member, step.team.size());
+    const Share mine = own ? Share{0, rows} : share(rows, member, step.team.size());
     for (int64_t r = mine.begin; r < mine.end; ++r) {
         const float* row = source + r * cols;
         if (norm) {

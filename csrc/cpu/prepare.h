@@ -14,8 +14,8 @@ struct Forms {
 Forms forms_of(std::initializer_list<const PackedWeight*> weights);
 
 // source [rows][cols]; norm [cols] or null for no normalisation.
-// One row: every member makes its own copy, which is quicker than meeting at a barrier. More rows: they are shared out, and
-// the members meet.
+// In a step of one row every member makes its own copy, which is quicker than meeting at a barrier. Else rows are shared out,
+// and the members meet.
 Activation prepare(Step& step, int member, const float* source, int64_t rows, int64_t cols, const float* norm, float eps,
                    Forms forms);
 

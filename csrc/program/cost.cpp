@@ -1,5 +1,7 @@
 #include "program/cost.h"
 
+#include <algorithm>
+
 namespace llama_ext {
 namespace {
 
@@ -20,13 +22,39 @@ int64_t keys_seen(const Mask& mask, int64_t rows, int64_t position) {
     return keys;
 }
 
+int64_t bytes_of(const WeightPtr& w) { return w ? static_cast<int64_t>(w->bytes()) : 0; }
+
+// The router of the mixture whose expert instruction this is.
+const Route& route_of(const Program& program, const Instruction& instruction) {
+    const Route* route = nullptr;
+    for (const Instruction& other : program.code) {
+        if (const auto* found = std::get_if<Route>(&other); found && found->layer == layer(instruction)) route = found;
+    }
+    return *route;
+}
+
 }  // namespace
 
 Cost cost(const Program& program, const Instruction& instruction, int64_t rows, int64_t position, int64_t logit_rows) {
     Cost c;
     for (const WeightPtr& w : weights(instruction)) c.weight_bytes += static_cast<int64_t>(w->bytes());
+    // Experts are alike in size; the first stands for all.
+    const auto chosen = [&](int64_t experts) { return std::min(experts, rows * route_of(program, instruction).top_k); };
     std::visit(
         Overload{
+            [&](const Route& i) { c.operations = product_operations(*i.router, rows); },
+            [&](const ExpertsGateUp& i) {
+                const int64_t each = bytes_of(i.gate[0]) + bytes_of(i.up[0]);
+                c.weight_bytes =
+                    chosen(static_cast<int64_t>(i.gate.size())) * each + bytes_of(i.shared_gate) + bytes_of(i.shared_up);
+                const int64_t passes = rows * (route_of(program, instruction).top_k + (i.shared_gate ? 1 : 0));
+                c.operations = 2 * product_operations(*i.gate[0], passes);
+            },
+            [&](const ExpertsDown& i) {
+                c.weight_bytes = chosen(static_cast<int64_t>(i.down.size())) * bytes_of(i.down[0]) + bytes_of(i.shared_down);
+                const int64_t passes = rows * (route_of(program, instruction).top_k + (i.shared_down ? 1 : 0));
+                c.operations = product_operations(*i.down[0], passes);
+            },
             [&](const Embed& i) { c.weight_bytes = rows * static_cast<int64_t>(row_bytes(i.table->format, i.table->cols)); },
             [&](const Qkv& i) {
                 c.operations = product_operations(*i.q, rows) + product_operations(*i.k, rows) + product_operations(*i.v, rows);

@@ -8,7 +8,8 @@
 namespace llama_ext {
 
 struct Cost {
-    int64_t weight_bytes = 0;  // weights read, in the checkpoint's bits, once whatever the rows
+    int64_t weight_bytes = 0;  // weights read, in the checkpoint's bits, once whatever the rows; of experts, as many as the rows
+                               // can choose, if no two choose the same
     int64_t cache_bytes = 0;   // keys and values read and appended
     int64_t operations = 0;    // floating-point or integer additions and multiplications
 };

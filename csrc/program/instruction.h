@@ -6,30 +6,43 @@
 //   q [rows, heads, head_dim]      k, v [rows, kv_heads, head_dim]
 //   a [rows, heads, head_dim]      attention's result
 //   h [rows, intermediate]         the feed-forward network's inside
+//   n [rows, hidden], experts, scores [rows, top_k]    a mixture of experts: its normalised input, and what the router chose
 //   logits [rows or 1, vocab]      float32
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "program/format.h"
+#include "program/route.h"
 
 namespace llama_ext {
+
+// A matrix's bytes for as long as they are looked at.
+struct WeightBytes {
+    const std::byte* data;
+    std::shared_ptr<void> owner;  // of bytes that were made
+};
 
 // A matrix [rows, cols] of a checkpoint, one row after the other in `format`; a vector has one row. y = W x.
 struct Weight {
     std::string name;
     Format format;
     int64_t rows, cols;
-    const std::byte* data;  // stays valid while the Weight lives
+    // The bytes, valid while the Weight lives. Null: they are not in any file as they stand here (permuted, quantized, put
+    // together from parts), and `make` makes them each time, so that no converted model lies in memory beside the packed one.
+    const std::byte* data;
     std::shared_ptr<void> owner;
+    std::function<WeightBytes()> make{};
 
     size_t bytes() const { return static_cast<size_t>(rows) * row_bytes(format, cols); }
+    WeightBytes fetch() const { return data ? WeightBytes{data, nullptr} : make(); }
 };
 using WeightPtr = std::shared_ptr<const Weight>;
 
@@ -103,6 +116,36 @@ struct Down {
     WeightPtr weight;  // [hidden, intermediate]
 };
 
+// A mixture of experts takes three instructions. Each row goes through the top_k experts that its router scores highest, and
+// through a shared expert, if there is one.
+
+// n = rms_norm(x) * norm;  experts = the top_k largest of W n;  scores of them (route.h)
+struct Route {
+    int layer;
+    WeightPtr norm, router;  // router [experts, hidden]
+    float eps;
+    int top_k;
+    Scoring scoring;
+};
+
+// for each expert e that was chosen for a row, s its score if scores scale the input, else 1, and for the shared one, s = 1:
+// h_e = silu(W_gate s n) * W_up s n
+struct ExpertsGateUp {
+    int layer;
+    std::vector<WeightPtr> gate, up;   // [experts] of [intermediate, hidden]
+    WeightPtr shared_gate, shared_up;  // [intermediate, hidden], or null: no shared expert
+    bool scale_input;
+};
+
+// x += sum over the chosen experts, in the order of their choice, and the shared one, of s W_down h_e;  s as above, if scores
+// scale the output
+struct ExpertsDown {
+    int layer;
+    std::vector<WeightPtr> down;  // [experts] of [hidden, intermediate]
+    WeightPtr shared_down;        // [hidden, intermediate], or null
+    bool scale_output;
+};
+
 // logits = W (rms_norm(x) * norm)
 struct Head {
     WeightPtr norm, weight;  // weight [vocab, hidden]
@@ -112,7 +155,7 @@ struct Head {
 // id = a token drawn from the last row's logits (sampling.h), if the step asks for one
 struct Sample {};
 
-using Instruction = std::variant<Embed, Qkv, Attention, Output, GateUp, Down, Head, Sample>;
+using Instruction = std::variant<Embed, Qkv, Attention, Output, GateUp, Down, Route, ExpertsGateUp, ExpertsDown, Head, Sample>;
 
 // "embed", "qkv", ...
 const char* name(const Instruction& instruction);

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kMaxContext = int64_t{1} << 32;
 constexpr int64_t kMaxWidth = int64_t{1} << 24;
 constexpr int kMaxRows = 1 << 16;
+constexpr int64_t kMaxExperts = 1 << 16;
 
 void require_range(const char* what, int64_t value, int64_t least, int64_t most) {
     if (value < least || value > most) {
@@ -34,6 +35,9 @@ Neighbours neighbours(const Instruction& instruction) {
         Neighbours operator()(const Output&) const { return {"attention", nullptr}; }
         Neighbours operator()(const GateUp&) const { return {nullptr, "down"}; }
         Neighbours operator()(const Down&) const { return {"gate_up", nullptr}; }
+        Neighbours operator()(const Route&) const { return {nullptr, "experts_gate_up"}; }
+        Neighbours operator()(const ExpertsGateUp&) const { return {"route", "experts_down"}; }
+        Neighbours operator()(const ExpertsDown&) const { return {"experts_gate_up", nullptr}; }
         Neighbours operator()(const Head&) const { return {nullptr, "sample"}; }
         Neighbours operator()(const Sample&) const { return {"head", ""}; }
     };
@@ -145,6 +149,41 @@ struct Checker {
 
     void operator()(const Down& i) const { matrix("weight", i.weight, program.hidden, intermediate); }
 
+    void operator()(const Route& i) const {
+        norm(i.norm);
+        require(i.router != nullptr, "router is missing");
+        require(i.router->rows <= kMaxExperts, "router has too many rows");
+        matrix("router", i.router, i.router->rows, program.hidden);
+        require(i.top_k >= 1 && i.top_k <= i.router->rows,
+                "top_k " + std::to_string(i.top_k) + " is not from 1 to the " + std::to_string(i.router->rows) + " experts");
+    }
+
+    void experts(const char* operand, const std::vector<WeightPtr>& list, size_t count, int64_t rows, int64_t cols) const {
+        require(list.size() == count,
+                std::string(operand) + " has " + std::to_string(list.size()) + " experts, the router " + std::to_string(count));
+        for (size_t e = 0; e < count; ++e) matrix((operand + (" of expert " + std::to_string(e))).c_str(), list[e], rows, cols);
+    }
+
+    void operator()(const ExpertsGateUp& i) {
+        const size_t count = static_cast<size_t>(std::get<Route>(*previous).router->rows);
+        require(!i.gate.empty() && i.gate[0] != nullptr, "gate is missing");
+        require(i.gate[0]->rows <= kMaxWidth, "gate has too many rows");
+        intermediate = i.gate[0]->rows;
+        experts("gate", i.gate, count, intermediate, program.hidden);
+        experts("up", i.up, count, intermediate, program.hidden);
+        require((i.shared_gate == nullptr) == (i.shared_up == nullptr), "shared gate and up go together");
+        if (!i.shared_gate) return;
+        matrix("shared_gate", i.shared_gate, intermediate, program.hidden);
+        matrix("shared_up", i.shared_up, intermediate, program.hidden);
+    }
+
+    void operator()(const ExpertsDown& i) const {
+        const auto& before = std::get<ExpertsGateUp>(*previous);
+        experts("down", i.down, before.gate.size(), program.hidden, intermediate);
+        require((i.shared_down == nullptr) == (before.shared_gate == nullptr), "shared gate, up and down go together");
+        if (i.shared_down) matrix("shared_down", i.shared_down, program.hidden, intermediate);
+    }
+
     void operator()(const Head& i) const {
         norm(i.norm);
         matrix("weight", i.weight, program.vocab, program.hidden);
@@ -162,7 +201,8 @@ float Attention::temperature(int64_t position) const {
 }
 
 const char* name(const Instruction& instruction) {
-    static constexpr const char* kNames[] = {"embed", "qkv", "attention", "output", "gate_up", "down", "head", "sample"};
+    static constexpr const char* kNames[] = {"embed",           "qkv",          "attention", "output", "gate_up", "down", "route",
+                                             "experts_gate_up", "experts_down", "head",      "sample"};
     static_assert(std::size(kNames) == std::variant_size_v<Instruction>);
     return kNames[instruction.index()];
 }
@@ -178,6 +218,14 @@ int layer(const Instruction& instruction) {
         instruction);
 }
 
+namespace {
+
+void append(std::vector<WeightPtr>* list, const std::vector<WeightPtr>& more) {
+    list->insert(list->end(), more.begin(), more.end());
+}
+
+}  // namespace
+
 std::vector<WeightPtr> weights(const Instruction& instruction) {
     struct Visitor {
         std::vector<WeightPtr> operator()(const Embed& i) const { return {i.table}; }
@@ -186,6 +234,18 @@ std::vector<WeightPtr> weights(const Instruction& instruction) {
         std::vector<WeightPtr> operator()(const Output& i) const { return {i.weight}; }
         std::vector<WeightPtr> operator()(const GateUp& i) const { return {i.norm, i.gate, i.up}; }
         std::vector<WeightPtr> operator()(const Down& i) const { return {i.weight}; }
+        std::vector<WeightPtr> operator()(const Route& i) const { return {i.norm, i.router}; }
+        std::vector<WeightPtr> operator()(const ExpertsGateUp& i) const {
+            std::vector<WeightPtr> list = i.gate;
+            append(&list, i.up);
+            if (i.shared_gate) append(&list, {i.shared_gate, i.shared_up});
+            return list;
+        }
+        std::vector<WeightPtr> operator()(const ExpertsDown& i) const {
+            std::vector<WeightPtr> list = i.down;
+            if (i.shared_down) list.push_back(i.shared_down);
+            return list;
+        }
         std::vector<WeightPtr> operator()(const Head& i) const { return {i.norm, i.weight}; }
         std::vector<WeightPtr> operator()(const Sample&) const { return {}; }
     };

@@ -1,0 +1,172 @@
+// experts_gate_up and experts_down: an expert's matrices against the rows that its router gave it. Every member takes a share of
+// each expert's groups, so the work is even however the rows fell.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/bind.h"
+#include "cpu/prepare.h"
+
+namespace llama_ext::cpu {
+namespace {
+
+// Matrices of one kind, an expert each and, perhaps, the shared one behind them.
+using Matrices = std::vector<PackedWeight>;
+
+// Before an expert's matrices are touched in a step of several rows. In a step of one row its route has seen to that.
+void make_resident(Step& step, int member, int layer, Residency::Part part, int at) {
+    if (step.rows == 1 || !step.residency) return;
+    const Mixture& m = step.mixture;
+    const auto in_file = [&](int i) { return i < m.active_count && m.active[i] < m.experts; };
+    if (in_file(at)) {
+        // Nobody reads any longer what may be given back now.
+        step.team.barrier();
+        if (member == 0) {
+            step.residency->use(layer, part, {m.active + at, 1});
+            if (in_file(at + 1)) step.residency->expect(layer, part, m.active[at + 1]);
+        }
+        step.team.barrier();
+    }
+}
+
+// Products with one group after the other of a matrix, packed on the way if it lies in its file.
+void product(const Step& step, int member, const PackedWeight& w, int64_t g, const Activation& x, int64_t row, int64_t rows,
+             float* tile) {
+    const auto kernel = step.kernels.products[static_cast<size_t>(w.format)];
+    if (w.data) return kernel(w, g, x, row, rows, tile);
+    std::byte* scratch = step.members[static_cast<size_t>(member)].bytes;
+    pack_group(w.format, w.cols, w.source + static_cast<size_t>(g * kGroup) * row_bytes(w.format, w.cols),
+               static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup)), scratch);
+    PackedWeight one = w;
+    one.data = scratch;
+    kernel(one, 0, x, row, rows, tile);
+}
+
+Forms forms_of_all(std::initializer_list<const Matrices*> kinds) {
+    Forms forms;
+    for (const Matrices* kind : kinds) {
+        for (const PackedWeight& w : *kind) {
+            const Forms of_one = forms_of({&w});
+            forms.f32 |= of_one.f32;
+            forms.q15 |= of_one.q15;
+        }
+    }
+    return forms;
+}
+
+struct BoundExpertsGateUp final : BoundInstruction {
+    Matrices gate, up;
+    Forms forms;
+    int layer;
+    bool scale_input;
+
+    void run(Step& step, int member) const override {
+        const Mixture& m = step.mixture;
+        const int64_t intermediate = gate[0].rows;
+        // One row is every expert's input; several are sorted by expert first.
+        const bool one = step.rows == 1;
+        const Activation x =
+            one ? prepare(step, member, step.n, 1, step.program.hidden, nullptr, 0, forms) : gather(step, member);
+        float* gate_tile = step.members[static_cast<size_t>(member)].tile;
+        float* up_tile = gate_tile + int64_t{step.program.max_rows} * kGroup;
+        for (int a = 0; a < m.active_count; ++a) {
+            make_resident(step, member, layer, Residency::Part::gate_up, a);
+            const size_t e = static_cast<size_t>(m.active[a]);
+            const int64_t begin = m.first[e], rows = m.first[e + 1] - begin;
+            const Share mine = share(gate[e].groups, member, step.team.size());
+            for (int64_t g = mine.begin; g < mine.end; ++g) {
+                product(step, member, gate[e], g, x, one ? 0 : begin, rows, gate_tile);
+                product(step, member, up[e], g, x, one ? 0 : begin, rows, up_tile);
+                const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, intermediate - first);
+                for (int64_t r = 0; r < rows; ++r) {
+                    float* gates = gate_tile + r * kGroup;
+                    float* ups = up_tile + r * kGroup;
+                    // W (s n) = s (W n): n is quantized once, whatever its scores.
+                    if (scale_input) {
+                        const float s = m.score[begin + r];
+                        for (int64_t j = 0; j < count; ++j) gates[j] *= s, ups[j] *= s;
+                    }
+                    step.kernels.silu_times(gates, ups, count, step.h + (begin + r) * intermediate + first);
+                }
+            }
+        }
+    }
+
+    Activation gather(Step& step, int member) const {
+        const Mixture& m = step.mixture;
+        const int64_t hidden = step.program.hidden, entries = int64_t{step.rows} * m.passes;
+        const Share mine = share(entries, member, step.team.size());
+        for (int64_t n = mine.begin; n < mine.end; ++n)
+            std::memcpy(step.gathered + n * hidden, step.n + m.row[n] * hidden, static_cast<size_t>(hidden) * sizeof(float));
+        // prepare shares rows out as above: a member reads what it has copied itself, and floats only after its barrier.
+        return prepare(step, member, step.gathered, entries, hidden, nullptr, 0, forms);
+    }
+};
+
+struct BoundExpertsDown final : BoundInstruction {
+    Matrices down;
+    Forms forms;
+    int layer;
+    bool scale_output;
+
+    void run(Step& step, int member) const override {
+        const Mixture& m = step.mixture;
+        const int64_t hidden = down[0].rows, cols = down[0].cols;
+        const Activation input = prepare(step, member, step.h, int64_t{step.rows} * m.passes, cols, nullptr, 0, forms);
+        float* tile = step.members[static_cast<size_t>(member)].tile;
+        const Share mine = share(down[0].groups, member, step.team.size());
+        for (int a = 0; a < m.active_count; ++a) {
+            make_resident(step, member, layer, Residency::Part::down, a);
+            const size_t e = static_cast<size_t>(m.active[a]);
+            const int64_t begin = m.first[e], rows = m.first[e + 1] - begin;
+            for (int64_t g = mine.begin; g < mine.end; ++g) {
+                product(step, member, down[e], g, input, begin, rows, tile);
+                const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, hidden - first);
+                for (int64_t r = 0; r < rows; ++r)
+                    std::memcpy(step.y + (begin + r) * hidden + first, tile + r * kGroup,
+                                static_cast<size_t>(count) * sizeof(float));
+            }
+        }
+        // A member has the same columns of every expert: it adds up what it has written itself.
+        const int64_t first = mine.begin * kGroup, last = std::min(mine.end * kGroup, hidden);
+        for (int64_t r = 0; r < step.rows; ++r) {
+            float* x = step.x + r * hidden;
+            for (int j = 0; j < m.passes; ++j) {
+                const int64_t n = m.entry[r * m.passes + j];
+                const float s = scale_output ? m.score[n] : 1.0f;
+                const float* y = step.y + n * hidden;
+                for (int64_t c = first; c < last; ++c) x[c] += s * y[c];
+            }
+        }
+    }
+};
+
+Matrices bind_all(const std::vector<WeightPtr>& experts, const WeightPtr& shared, int layer, Residency::Part part,
+                  Binder& binder) {
+    Matrices bound;
+    for (size_t e = 0; e < experts.size(); ++e) bound.push_back(binder.expert(*experts[e], layer, part, static_cast<int>(e)));
+    if (shared) bound.push_back(binder.pack(*shared));
+    return bound;
+}
+
+}  // namespace
+
+std::unique_ptr<BoundInstruction> bind(const ExpertsGateUp& instruction, Binder& binder) {
+    auto bound = std::make_unique<BoundExpertsGateUp>();
+    bound->gate = bind_all(instruction.gate, instruction.shared_gate, instruction.layer, Residency::Part::gate_up, binder);
+    bound->up = bind_all(instruction.up, instruction.shared_up, instruction.layer, Residency::Part::gate_up, binder);
+    bound->forms = forms_of_all({&bound->gate, &bound->up});
+    bound->layer = instruction.layer;
+    bound->scale_input = instruction.scale_input;
+    return bound;
+}
+
+std::unique_ptr<BoundInstruction> bind(const ExpertsDown& instruction, Binder& binder) {
+    auto bound = std::make_unique<BoundExpertsDown>();
+    bound->down = bind_all(instruction.down, instruction.shared_down, instruction.layer, Residency::Part::down, binder);
+    bound->forms = forms_of_all({&bound->down});
+    bound->layer = instruction.layer;
+    bound->scale_output = instruction.scale_output;
+    return bound;
+}
+
+}  // namespace llama_ext::cpu
