@@ -242,7 +242,7 @@ class Executor:
     def buffer_bytes(self) -> int: ...
     @property
     def residency(self) -> dict[str, int] | None:
-        """Of experts in their files: budget and resident (bytes), hits and misses; None where all weights are packed."""
+        """Of experts in their files: budget and resident (bytes), hits and misses; None where all are packed."""
     def run(self, cache: Cache, ids: npt.NDArray[np.int32], logit_rows: int = 0) -> npt.NDArray[np.float32]: ...
     def run_and_draw(
         self, cache: Cache, ids: npt.NDArray[np.int32], params: SamplingParams, history: npt.NDArray[np.int32]

@@ -326,8 +326,9 @@ def _operands(instruction: Instruction, native: _core.Program) -> str:
             scaled = "s n" if instruction.scale_input else "n"
             return f"h = silu(gate) up, {_matrices(kinds)} {scaled} an expert{shared}"
         case ExpertsDown():
+            shared = ", and the shared one" if instruction.shared_down else ""
             scaled = "s " if instruction.scale_output else ""
-            return f"x += {scaled}{_matrix(instruction.down[0])} h an expert{', and the shared one' * bool(instruction.shared_down)}"
+            return f"x += {scaled}{_matrix(instruction.down[0])} h an expert{shared}"
         case Head():
             return f"logits = {_matrix(instruction.weight)} rms_norm(x)"
         case _:

@@ -22,6 +22,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from llama_ext import _core
 from llama_ext.errors import CheckpointError
 
 __all__ = ["FORMATS", "BlockFormat", "GgufFile", "GgufTensor"]
@@ -323,8 +324,10 @@ def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, ob
 
     entries = [_tensor_entry(header, index, alignment) for index in range(tensor_count)]
     start = -(-header.at // alignment) * alignment
-    # np.frombuffer on a read-only map gives a read-only array; slices of it share the map.
-    data = np.frombuffer(view, np.uint8)
+    # A map that the compiled part knows, so that it can give pages back; slices of the array share it and are read-only.
+    data = np.frombuffer(_core.FileMap(str(path)), np.uint8)
+    if len(data) != header.size:
+        header.fail("its size changes while it is read", "wait until it is written")
     for name, shape, form, offset, nbytes in entries:
         if name in tensors:
             header.fail(f"the tensor {name!r} occurs twice")
