@@ -78,7 +78,10 @@ FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a dense Llama with grouped-query attention."""
+    """The sizes of a Llama with grouped-query attention.
+
+    With experts it is a Llama 4: in every layer `experts` of size `ffn`, one of them chosen, and a shared one.
+    """
 
     name: str
     hidden: int
@@ -92,6 +95,7 @@ class Shape:
     rope_theta: float
     rms_eps: float = 1e-5
     llama3_rope_factor: float | None = None
+    experts: int = 0
 
 
 PRESETS: dict[str, Shape] = {
@@ -119,6 +123,47 @@ PRESETS: dict[str, Shape] = {
         vocab=49152,
         context=8192,
         rope_theta=100000.0,
+    ),
+    # As active a token as the 1b shape is as a whole, about: 4 GB in Q4_0, most of them experts that sleep.
+    "moe": Shape(
+        name="random-moe-7b",
+        hidden=2048,
+        layers=16,
+        heads=32,
+        kv_heads=8,
+        head_dim=64,
+        ffn=4096,
+        vocab=128256,
+        context=131072,
+        rope_theta=500000.0,
+        experts=16,
+    ),
+    # More than a small machine's memory wants to hold: 11 GB in Q4_0.
+    "moe-large": Shape(
+        name="random-moe-20b",
+        hidden=2048,
+        layers=24,
+        heads=32,
+        kv_heads=8,
+        head_dim=64,
+        ffn=4096,
+        vocab=128256,
+        context=131072,
+        rope_theta=500000.0,
+        experts=32,
+    ),
+    "tiny-moe": Shape(
+        name="random-tiny-moe",
+        hidden=256,
+        layers=4,
+        heads=8,
+        kv_heads=2,
+        head_dim=32,
+        ffn=256,
+        vocab=512,
+        context=16384,
+        rope_theta=10000.0,
+        experts=16,
     ),
     "tiny": Shape(
         name="random-tiny",
@@ -187,6 +232,9 @@ def tensors_of(
     def matrix(name: str, rows: int, columns: int, wanted: str = type_name) -> TensorSpec:
         return TensorSpec(name + ".weight", (rows, columns), fitting_type(wanted, columns))
 
+    def experts(name: str, rows: int, columns: int) -> TensorSpec:
+        return TensorSpec(name + "_exps.weight", (shape.experts, rows, columns), fitting_type(type_name, columns))
+
     def norm(name: str) -> TensorSpec:
         return TensorSpec(name + ".weight", (shape.hidden,), "f32")
 
@@ -205,9 +253,15 @@ def tensors_of(
         yield matrix(prefix + "attn_v", kv_rows, shape.hidden)
         yield matrix(prefix + "attn_output", shape.hidden, q_rows)
         yield norm(prefix + "ffn_norm")
-        yield matrix(prefix + "ffn_gate", shape.ffn, shape.hidden)
-        yield matrix(prefix + "ffn_up", shape.ffn, shape.hidden)
-        yield matrix(prefix + "ffn_down", shape.hidden, shape.ffn)
+        suffix = "_shexp" if shape.experts else ""
+        if shape.experts:
+            yield TensorSpec(prefix + "ffn_gate_inp.weight", (shape.experts, shape.hidden), "f32")
+            yield experts(prefix + "ffn_gate", shape.ffn, shape.hidden)
+            yield experts(prefix + "ffn_up", shape.ffn, shape.hidden)
+            yield experts(prefix + "ffn_down", shape.hidden, shape.ffn)
+        yield matrix(prefix + "ffn_gate" + suffix, shape.ffn, shape.hidden)
+        yield matrix(prefix + "ffn_up" + suffix, shape.ffn, shape.hidden)
+        yield matrix(prefix + "ffn_down" + suffix, shape.hidden, shape.ffn)
     yield norm("output_norm")
     if not tied:
         yield matrix("output", shape.vocab, shape.hidden, table_type)
@@ -345,7 +399,7 @@ def write_model(
     specs = list(tensors_of(shape, type_name, embedding_type, tied))
     total = sum(spec.nbytes for spec in specs)
 
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "llama4" if shape.experts else "llama")
     writer.add_type("model")
     writer.add_name(shape.name)
     writer.add_description(f"random weights, seed {seed}: for timing only")
@@ -361,6 +415,11 @@ def write_model(
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     writer.add_vocab_size(shape.vocab)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(1)
+        writer.add_expert_feed_forward_length(shape.ffn)
+        writer.add_interleave_moe_layer_step(1)
     writer.add_file_type(FILE_TYPES[type_name])
     writer.add_quantization_version(2)
 

@@ -20,10 +20,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
     """A function that gives the tiny model of a type, written once."""
     folder = tmp_path_factory.mktemp("tiny")
 
-    def model(type_name: str) -> Path:
-        path = folder / f"{type_name}.gguf"
+    def model(type_name: str, preset: str = "tiny") -> Path:
+        path = folder / f"{preset}-{type_name}.gguf"
         if not path.exists():
-            make_model.write_model(path, PRESETS["tiny"], type_name)
+            make_model.write_model(path, PRESETS[preset], type_name)
         return path
 
     return model
@@ -53,14 +53,14 @@ def test_every_type_is_finite_centred_and_of_the_promised_scale(tiny, type_name:
     assert TYPES[type_name] in kinds
 
 
-@pytest.mark.parametrize("type_name", TYPES)
-def test_llama_cpp_runs_every_type(tiny, type_name: str) -> None:
+@pytest.mark.parametrize(("type_name", "preset"), [*((name, "tiny") for name in TYPES), ("q4_0", "tiny-moe")])
+def test_llama_cpp_runs_every_type(tiny, type_name: str, preset: str) -> None:
     """llama.cpp loads the file, tokenizes with its vocabulary and gives finite logits."""
     pytest.importorskip("llama_cpp")
     from llama_cpp_peer import LlamaCpp
 
     with LlamaCpp() as peer:
-        assert peer.load(str(tiny(type_name)), threads=1, context=256) > 0
+        assert peer.load(str(tiny(type_name, preset)), threads=1, context=256) > 0
         ids = peer.tokenize("the hat, Ä 9")
         assert ids[0] == PRESETS["tiny"].vocab - 2
         assert len(ids) > 3

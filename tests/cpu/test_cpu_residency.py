@@ -28,7 +28,7 @@ def mapped_program(path: Path, config: LlamaConfig, format: str, seed: int = 0) 
         file.write(b"head")  # so that nothing is aligned
         for _, w in experts:
             file.write(w.bytes().tobytes())
-    view = np.frombuffer(_core.FileMap(str(path)), np.uint8)
+    view = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
     at = 4
     for name, w in experts:
         weights[name] = _core.Weight(name, format, w.rows, w.cols, view[at : at + w.nbytes])
