@@ -10,6 +10,7 @@ namespace llama_ext {
 void bind_program(pybind11::module_& m);
 void bind_executor(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
+void bind_quantize(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);
 

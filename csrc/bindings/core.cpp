@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
     llama_ext::bind_program(m);
     llama_ext::bind_executor(m);
     llama_ext::bind_kernels(m);
+    llama_ext::bind_quantize(m);
     llama_ext::bind_sampling(m);
     llama_ext::bind_cuda(m);
 }
