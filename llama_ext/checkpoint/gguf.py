@@ -25,7 +25,7 @@ import numpy.typing as npt
 from llama_ext import _core
 from llama_ext.errors import CheckpointError
 
-__all__ = ["FORMATS", "BlockFormat", "GgufFile", "GgufTensor"]
+__all__ = ["FORMATS", "BlockFormat", "GgufFile", "GgufTensor", "map_file"]
 
 _DAMAGED = "the file is damaged or incomplete, download it again"
 
@@ -225,6 +225,7 @@ class GgufFile:
 
     Attributes:
         path: the path as given.
+        paths: every part of a split checkpoint, this path otherwise.
         version: 2 or 3, of the (first) file.
         metadata: key -> value. Integers, floats and bools are Python's; numeric and bool arrays are read-only
             numpy arrays; string arrays are ``list[str]``; arrays of arrays are lists. Strings are decoded as
@@ -240,6 +241,7 @@ class GgufFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.metadata: dict[str, object]
+        self.paths = [self.path]
         self.tensors: dict[str, GgufTensor] = {}
         self.version, self.metadata = _read(self.path, self.tensors)
         if "split.count" in self.metadata:
@@ -267,6 +269,7 @@ class GgufFile:
                     f"{name}: it is part {found[1] + 1} of {found[0]}, not part {part + 1} of {count}:"
                     " download this part again."
                 )
+        self.paths = names
         expected = self.metadata.get("split.tensors.count")
         if isinstance(expected, int) and expected != len(self.tensors):
             raise CheckpointError(
@@ -282,7 +285,8 @@ def _split_number(path: Path, metadata: Mapping[str, object], key: str) -> int:
     return value
 
 
-def _map(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
+    """Maps a file for reading. Raises `CheckpointError` where it is missing or empty."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
@@ -294,7 +298,7 @@ def _map(path: Path) -> mmap.mmap:
 
 def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, object]]:
     """Read one file, add its tensors to `tensors` and return its version and metadata."""
-    view = _map(path)
+    view = map_file(path)
     header = _Header(path, view)
     magic = view[:4]
     header.at = len(magic)

@@ -1,4 +1,4 @@
-"""The command line: `llama-ext generate | chat | bench | perplexity | inspect`."""
+"""The command line: `llama-ext generate | chat | bench | perplexity | inspect | convert`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _COMMANDS = {
     "bench": "measure tokens a second, and the share of the memory bandwidth they use",
     "perplexity": "measure how well a model predicts a text",
     "inspect": "show what a model consists of, without loading it",
+    "convert": "write a model as a GGUF file",
 }
 
 
