@@ -38,7 +38,12 @@ Instruction: TypeAlias = (
     Embed | Qkv | Attention | Output | GateUp | Down | Route | ExpertsGateUp | ExpertsDown | Head | Sample
 )
 
-CACHE_FORMATS = ("f32", "f16", "bf16")
+CACHE_FORMATS = ("f32", "f16", "bf16", "q8_0")
+"""Formats of keys and values. q8_0 is ggml's: blocks of 32 along head_dim, integers of 8 bits under one float16 scale,
+34 bytes for 32 values; it needs a head_dim that is a multiple of 32.
+"""
+
+_CACHE_BLOCK = {"q8_0": 32}
 
 MAX_ROWS = 256
 """Tokens that one step takes at the most; a longer prompt is several steps."""
@@ -141,11 +146,18 @@ def build(
         rope_factors: [head_dim / 2], what each rotation frequency is divided by (GGUF's `rope_freqs.weight`).
 
     Raises:
-        OptionError: max_context or kv_cache out of range.
+        OptionError: max_context or kv_cache out of range, or a kv_cache that this head_dim does not fit.
         CheckpointError: a weight is missing or its shape does not fit the config.
     """
     if kv_cache not in CACHE_FORMATS:
         raise OptionError(f"kv_cache={kv_cache!r} is unknown; use one of {', '.join(CACHE_FORMATS)}.")
+    block = _CACHE_BLOCK.get(kv_cache, 1)
+    if config.head_dim % block:
+        others = ", ".join(name for name in CACHE_FORMATS if name not in _CACHE_BLOCK)
+        raise OptionError(
+            f"kv_cache={kv_cache!r} needs a head_dim that is a multiple of {block}, and this model's is "
+            f"{config.head_dim}; use one of {others}."
+        )
     context = config.max_position_embeddings if max_context is None else max_context
     if not 1 <= context <= config.max_position_embeddings:
         raise OptionError(

@@ -38,9 +38,10 @@ from llama_ext._core import (
 from llama_ext.errors import ContextError, OptionError
 from llama_ext.program import Program
 
-__all__ = ["ReferenceSession", "attend", "first_key", "rms_norm", "rotate", "route", "temperature"]
+__all__ = ["ReferenceSession", "attend", "first_key", "q8_0", "rms_norm", "rotate", "route", "temperature"]
 
-_CACHE_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# Keys and values of q8_0 are kept as the float32 numbers that its blocks stand for, which are exact.
+_CACHE_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float32}
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -78,6 +79,27 @@ def first_key(mask: _core.Mask, position: int) -> int:
 def temperature(position: int, attn_scale: float, floor_scale: int) -> float:
     """Llama 4's factor for queries of layers without RoPE: ln(floor((pos + 1) / floor_scale) + 1) * attn_scale + 1."""
     return float(np.log((position + 1) // floor_scale + 1.0) * attn_scale + 1.0)
+
+
+def q8_0(x: Tensor) -> Tensor:
+    """What is left of x in a cache of format q8_0 (csrc/program/program.h): ggml's Q8_0, ties to even.
+
+    A block of 32 has the scale d = max|x| / 127, kept as float16, and the integers x * 127 / max|x| rounded to nearest;
+    d itself takes no part in that quotient, rounded or not.
+
+    Args:
+        x: [..., n] float32, n a multiple of 32.
+
+    Returns:
+        [..., n] float32: d times the integers. Not finite, the whole block, where an element of the block is not or
+        where d is too large for float16.
+    """
+    blocks = x.unflatten(-1, (-1, 32))
+    largest = blocks.abs().amax(-1, keepdim=True)  # NaN where an element is
+    scale = (largest / 127).to(torch.float16).float()
+    integers = torch.round(blocks * (127 / largest))
+    integers = torch.where(largest < 1e-30, 0, torch.where(torch.isfinite(largest), integers, 1))
+    return (scale * integers).flatten(-2)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -217,6 +239,8 @@ class ReferenceSession:
     def _attention(self, i: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if i.qk_norm:
             q, k = rms_norm(q, None, i.qk_norm_eps), rms_norm(k, None, i.qk_norm_eps)
+        if self._native.caches[i.cache].format == "q8_0":
+            k, v = q8_0(k), q8_0(v)
         keys, values = self._caches[i.cache]
         for row in range(len(q)):
             slot = (self._position + row) % len(keys)

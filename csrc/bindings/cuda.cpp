@@ -108,7 +108,7 @@ Plan product(const Buffer& weight, const Buffer& x, const std::optional<Buffer>&
 }
 
 cuda::CacheView cache_view(Operands* operand, const Buffer& keys, const Buffer& values, const CacheLayer& cache) {
-    const size_t bytes = bytes_of({cache.kv_heads, cache.capacity, cache.head_dim}, cache_element_bytes(cache.format));
+    const size_t bytes = bytes_of({cache.kv_heads, cache.capacity, cache.head_dim}, cache_row_bytes(cache.format, 1));
     return {(*operand)("keys", keys, bytes),
             (*operand)("values", values, bytes),
             cache.kv_heads,

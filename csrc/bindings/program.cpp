@@ -125,7 +125,8 @@ CacheFormat cache_format(const std::string& name) {
     if (name == "f32") return CacheFormat::f32;
     if (name == "f16") return CacheFormat::f16;
     if (name == "bf16") return CacheFormat::bf16;
-    throw std::invalid_argument("unknown cache format '" + name + "'; known: f32, f16, bf16");
+    if (name == "q8_0") return CacheFormat::q8_0;
+    throw std::invalid_argument("unknown cache format '" + name + "'; known: f32, f16, bf16, q8_0");
 }
 
 const char* cache_format_name(CacheFormat format) {
@@ -134,6 +135,8 @@ const char* cache_format_name(CacheFormat format) {
             return "f32";
         case CacheFormat::bf16:
             return "bf16";
+        case CacheFormat::q8_0:
+            return "q8_0";
         case CacheFormat::f16:
             break;
     }

@@ -11,7 +11,7 @@ Cache::Cache(const Program& program, bool poison) : program_(program), poison_(p
     for (const CacheLayer& layer : program.caches) {
         CacheView view{layer.format, layer.kv_heads, layer.head_dim, layer.capacity, 0, nullptr, nullptr};
         view.padded = (layer.capacity + kKeyTile - 1) / kKeyTile * kKeyTile;
-        const size_t half = static_cast<size_t>(view.padded) * layer.bytes_per_slot() / 2;
+        const size_t half = static_cast<size_t>(view.padded) * (layer.bytes_per_slot() / 2);
         pages_.emplace_back(2 * half, Pages::Size::normal);
         view.keys = pages_.back().data();
         view.values = view.keys + half;
@@ -21,17 +21,22 @@ Cache::Cache(const Program& program, bool poison) : program_(program), poison_(p
 }
 
 void Cache::poison_slots(const CacheView& view, int64_t first, int64_t last) const {
-    // All bits set is a NaN in f32, f16 and bf16 alike.
-    const size_t element = cache_element_bytes(view.format);
+    // All bits set is a NaN in f32, f16 and bf16 alike, and in q8_0, whose scales are f16.
+    const bool scaled = view.format == CacheFormat::q8_0;
     const size_t head_dim = static_cast<size_t>(view.head_dim);
+    const size_t element = scaled ? 1 : cache_row_bytes(view.format, 1), scale = sizeof(uint16_t);
     for (int head = 0; head < view.kv_heads; ++head) {
-        const size_t base = static_cast<size_t>(head * view.padded);
         for (int64_t slot = first; slot < last; ++slot) {
-            std::memset(view.values + (base + static_cast<size_t>(slot)) * head_dim * element, 0xff, head_dim * element);
-            std::byte* key = view.keys + ((base + static_cast<size_t>(slot / kKeyTile * kKeyTile)) * head_dim +
-                                          static_cast<size_t>(slot % kKeyTile)) *
-                                             element;
-            for (size_t d = 0; d < head_dim; ++d) std::memset(key + d * kKeyTile * element, 0xff, element);
+            const size_t lane = static_cast<size_t>(slot % kKeyTile);
+            std::byte* keys = view.keys + tile_offset(view, head, slot);
+            std::byte* values = view.values + tile_offset(view, head, slot);
+            for (size_t d = 0; d < head_dim; ++d) std::memset(keys + (d * kKeyTile + lane) * element, 0xff, element);
+            std::memset(values + lane * head_dim * element, 0xff, head_dim * element);
+            for (size_t block = 0; scaled && block < head_dim / kCacheBlock; ++block) {
+                const size_t at = head_dim * kKeyTile + (block * kKeyTile + lane) * scale;
+                std::memset(keys + at, 0xff, scale);
+                std::memset(values + at, 0xff, scale);
+            }
         }
     }
 }

@@ -17,6 +17,8 @@ const char* format_name(CacheFormat format) {
             return "f32";
         case CacheFormat::f16:
             return "f16";
+        case CacheFormat::q8_0:
+            return "q8_0";
         case CacheFormat::bf16:
             break;
     }
@@ -26,6 +28,7 @@ const char* format_name(CacheFormat format) {
 void check(const char* operation, const CacheView& cache, Address position) {
     require_range(operation, "kv_heads", cache.kv_heads, 1, UINT16_MAX);
     require_range(operation, "head_dim", cache.head_dim, 8, kMaxHeadDim);
+    require(cache.format != CacheFormat::q8_0, operation, "the cache's format", format_name(cache.format), "f32, f16 or bf16");
     require(cache.head_dim % 8 == 0, operation, "head_dim", std::to_string(cache.head_dim), "a multiple of 8");
     require_range(operation, "capacity", cache.capacity, 1, INT32_MAX);
     require_address(operation, "keys", cache.keys, 16);
@@ -75,7 +78,7 @@ Plan attention(const AttentionCall& call) {
     require_address("attention", "scratch", call.scratch, 16);
 
     const int group = call.heads / cache.kv_heads, of_warp = heads_per_warp(group);
-    const int element_bytes = static_cast<int>(cache_element_bytes(cache.format));
+    const int element_bytes = static_cast<int>(cache_row_bytes(cache.format, 1));
     const uint32_t warps = static_cast<uint32_t>((group + of_warp - 1) / of_warp);
     const bool own_kernel = cache.head_dim == 64 || cache.head_dim == 128;
     const std::string kernel = std::string("attention_split_") + format_name(cache.format) + "_" +

@@ -252,7 +252,19 @@ std::vector<WeightPtr> weights(const Instruction& instruction) {
     return std::visit(Visitor{}, instruction);
 }
 
-size_t cache_element_bytes(CacheFormat format) { return format == CacheFormat::f32 ? 4 : 2; }
+size_t cache_row_bytes(CacheFormat format, int head_dim) {
+    const size_t elements = static_cast<size_t>(head_dim);
+    switch (format) {
+        case CacheFormat::f32:
+            return 4 * elements;
+        case CacheFormat::q8_0:
+            return elements / kCacheBlock * (kCacheBlock + 2);
+        case CacheFormat::f16:
+        case CacheFormat::bf16:
+            break;
+    }
+    return 2 * elements;
+}
 
 int64_t cache_capacity(const Mask& mask, int64_t max_context, int max_rows) {
     // Compared before it is added: the extent comes from a file and may be anything.
@@ -269,6 +281,10 @@ void Program::validate() const {
         require_range("a cache's capacity", cache.capacity, 1, 2 * kMaxContext);
         require_range("a cache's kv_heads", cache.kv_heads, 1, kMaxWidth / 256);
         require_range("a cache's head_dim", cache.head_dim, 1, 256);
+        if (cache.format == CacheFormat::q8_0 && cache.head_dim % kCacheBlock != 0) {
+            throw std::invalid_argument("a cache in q8_0 needs a head_dim that is a multiple of " + std::to_string(kCacheBlock) +
+                                        ", is " + std::to_string(cache.head_dim) + "; f32, f16 and bf16 take it");
+        }
     }
     Checker checker{*this};
     for (const Instruction& instruction : code) checker.check(instruction);

@@ -8,9 +8,15 @@
 
 namespace llama_ext {
 
-enum class CacheFormat : uint8_t { f32, f16, bf16 };
+// q8_0: blocks of 32 along head_dim, in ggml's arithmetic: d = max |x| / 127, kept as f16, and 32 integers of 8 bits, x 127 / max
+// |x| rounded to nearest, ties to even; x is d times the integer. A d below half of f16's smallest makes a block of zeros; a
+// block with a value that is not finite, or of 8.3 million and more (d overflows), reads back as not finite.
+enum class CacheFormat : uint8_t { f32, f16, bf16, q8_0 };
 
-size_t cache_element_bytes(CacheFormat format);
+inline constexpr int kCacheBlock = 32;  // elements under one scale of q8_0
+
+// Bytes of one head's key, or value, of one slot. q8_0 needs a head_dim of whole blocks.
+size_t cache_row_bytes(CacheFormat format, int head_dim);
 
 // The keys and values of one layer: `capacity` slots, position p in slot p % capacity.
 // A global layer has a slot a position. A chunked or sliding one has min(max_context, extent + max_rows): a step of
@@ -21,7 +27,7 @@ struct CacheLayer {
     int64_t capacity;
     CacheFormat format;
 
-    size_t bytes_per_slot() const { return 2 * static_cast<size_t>(kv_heads * head_dim) * cache_element_bytes(format); }
+    size_t bytes_per_slot() const { return 2 * static_cast<size_t>(kv_heads) * cache_row_bytes(format, head_dim); }
 };
 
 int64_t cache_capacity(const Mask& mask, int64_t max_context, int max_rows);

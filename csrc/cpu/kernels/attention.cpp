@@ -35,16 +35,70 @@ struct Bf16Cache {
     LLAMA_EXT_INLINE uint16_t narrow(float x) { return bf16_from_f32(x); }
 };
 
+struct Q8Cache {
+    using Element = int8_t;
+    LLAMA_EXT_INLINE F32x16 load16(const int8_t* p) { return load_i8(p); }
+    LLAMA_EXT_INLINE F32x16 load_some(const int8_t* p, int) { return load_i8(p); }  // never asked for: rows are whole blocks
+    // A tile's scales of one block, lane by lane; tile: its integers [16 head_dim]
+    LLAMA_EXT_INLINE F32x16 scales(const int8_t* tile, int64_t head_dim, int64_t block) {
+        return load_f16(tile + kKeyTile * (head_dim + 2 * block));
+    }
+};
+
+template <class C>
+inline constexpr bool kScaled = false;
+template <>
+inline constexpr bool kScaled<Q8Cache> = true;
+
+// Elements of a tile of keys or values, its scales counted in.
+template <class C>
+LLAMA_EXT_INLINE int64_t tile_elements(int64_t head_dim) {
+    return kScaled<C> ? kKeyTile * (head_dim + 2 * (head_dim / kCacheBlock)) : kKeyTile * head_dim;
+}
+
 template <class C>
 void append_as(const CacheView& cache, int kv_head, int64_t slot, const float* k, const float* v) {
     using Element = typename C::Element;
-    const int64_t head_dim = cache.head_dim;
-    Element* keys = reinterpret_cast<Element*>(cache.keys) + (kv_head * cache.padded + slot / kKeyTile * kKeyTile) * head_dim +
-                    slot % kKeyTile;
-    Element* values = reinterpret_cast<Element*>(cache.values) + (kv_head * cache.padded + slot) * head_dim;
+    const int64_t head_dim = cache.head_dim, lane = slot % kKeyTile;
+    const size_t tile = tile_offset(cache, kv_head, slot);
+    Element* keys = reinterpret_cast<Element*>(cache.keys + tile) + lane;
+    Element* values = reinterpret_cast<Element*>(cache.values + tile) + lane * head_dim;
     for (int64_t d = 0; d < head_dim; ++d) {
         keys[d * kKeyTile] = C::narrow(k[d]);
         values[d] = C::narrow(v[d]);
+    }
+}
+
+// x [32] -> q [32] and their scale, as CacheFormat defines it
+LLAMA_EXT_INLINE uint16_t quantize_q8_0(const float* x, int8_t* q) {
+    const F32x16 values[2] = {load(x), load(x + 16)};
+    // The largest magnitude by its bits, as in quantize_q15: a NaN is above all others.
+    const int32_t largest_bits = reduce_max(max(f32_to_bits(abs(values[0])), f32_to_bits(abs(values[1]))));
+    float largest;
+    memcpy(&largest, &largest_bits, sizeof largest);
+    // Far below what f16 can scale, 127 / largest would overflow; an infinity or a NaN stays visible in the scale, over ones: a
+    // zero times an infinity would depend on who multiplies it.
+    const bool tiny = largest < 1e-30f, finite = largest_bits < 0x7f800000;
+    const F32x16 to_int = broadcast(tiny ? 0.0f : 127.0f / largest);
+    for (int half = 0; half < 2; ++half)
+        store_i8(q + 16 * half, finite ? round_to_i32(values[half] * to_int) : broadcast(int32_t{1}));
+    return f16_from_f32(largest / 127.0f);
+}
+
+template <>
+void append_as<Q8Cache>(const CacheView& cache, int kv_head, int64_t slot, const float* k, const float* v) {
+    const int64_t head_dim = cache.head_dim, lane = slot % kKeyTile;
+    const size_t tile = tile_offset(cache, kv_head, slot);
+    int8_t* keys = reinterpret_cast<int8_t*>(cache.keys + tile);
+    int8_t* values = reinterpret_cast<int8_t*>(cache.values + tile);
+    for (int64_t d = 0; d < head_dim; d += kCacheBlock) {
+        int8_t q[kCacheBlock];
+        const int64_t scale_at = kKeyTile * head_dim + 2 * (d / kCacheBlock * kKeyTile + lane);
+        const uint16_t key_scale = quantize_q8_0(k + d, q);
+        for (int64_t j = 0; j < kCacheBlock; ++j) keys[(d + j) * kKeyTile + lane] = q[j];
+        memcpy(keys + scale_at, &key_scale, sizeof key_scale);
+        const uint16_t value_scale = quantize_q8_0(v + d, values + lane * head_dim + d);
+        memcpy(values + scale_at, &value_scale, sizeof value_scale);
     }
 }
 
@@ -64,19 +118,28 @@ LLAMA_EXT_INLINE uint32_t visible(const SlotRange& range, int64_t first, int64_t
 template <class C, int count, int tiles>
 LLAMA_EXT_INLINE void score(const typename C::Element* keys, const Query* queries, int64_t head_dim, float (*scores)[kKeyBlock],
                             int at) {
-    F32x16 acc[count][tiles];
-    for (int i = 0; i < count; ++i)
-        for (int t = 0; t < tiles; ++t) acc[i][t] = zero();
-    for (int64_t d = 0; d < head_dim; ++d) {
-        F32x16 k[tiles];
-        for (int t = 0; t < tiles; ++t) k[t] = C::load16(keys + (t * head_dim + d) * kKeyTile);
-        for (int i = 0; i < count; ++i) {
-            const F32x16 q = broadcast(queries[i].q[d]);
-            for (int t = 0; t < tiles; ++t) acc[i][t] = fma(k[t], q, acc[i][t]);
+    const int64_t tile = tile_elements<C>(head_dim), part = kScaled<C> ? kCacheBlock : head_dim;
+    for (int64_t from = 0; from < head_dim; from += part) {
+        F32x16 acc[count][tiles];
+        for (int i = 0; i < count; ++i)
+            for (int t = 0; t < tiles; ++t) acc[i][t] = zero();
+        for (int64_t d = from; d < from + part; ++d) {
+            F32x16 k[tiles];
+            for (int t = 0; t < tiles; ++t) k[t] = C::load16(keys + t * tile + d * kKeyTile);
+            for (int i = 0; i < count; ++i) {
+                const F32x16 q = broadcast(queries[i].q[d]);
+                for (int t = 0; t < tiles; ++t) acc[i][t] = fma(k[t], q, acc[i][t]);
+            }
+        }
+        for (int t = 0; t < tiles; ++t) {
+            if constexpr (kScaled<C>) {
+                const F32x16 scale = C::scales(keys + t * tile, head_dim, from / kCacheBlock);
+                for (int i = 0; i < count; ++i)
+                    acc[i][t] = from == 0 ? acc[i][t] * scale : fma(acc[i][t], scale, load(scores[i] + at + t * kKeyTile));
+            }
+            for (int i = 0; i < count; ++i) store(scores[i] + at + t * kKeyTile, acc[i][t]);
         }
     }
-    for (int i = 0; i < count; ++i)
-        for (int t = 0; t < tiles; ++t) store(scores[i] + at + t * kKeyTile, acc[i][t]);
 }
 
 // Which slots of a block the queries of a pass see, tile by tile.
@@ -85,21 +148,32 @@ struct Seen {
     uint32_t by[count][kKeyBlock / kKeyTile], any[kKeyBlock / kKeyTile], all[kKeyBlock / kKeyTile];
 };
 
-// One tile's part of weigh(). checked: some query does not see some slot that another sees. It must leave that slot out and
-// not take it times zero, for what lies there need not be finite.
+// One tile's part of weigh(); values: the tile. checked: some query does not see some slot that another sees. It must leave that
+// slot out and not take it times zero, for what lies there need not be finite.
 template <class C, int count, int vectors, bool checked>
 LLAMA_EXT_INLINE void weigh_tile(const typename C::Element* values, int64_t head_dim, const Seen<count>& seen, int tile,
                                  int64_t from, int last, const float (*weights)[kKeyBlock], F32x16 (&acc)[count][vectors]) {
+    constexpr int blocks = kScaled<C> ? vectors / 2 : 1;
+    // With scales: the weights times the scale of each block. A slot that nobody sees may make NaNs here, which nobody takes.
+    float scaled[count][blocks][kKeyTile];
+    if constexpr (kScaled<C>) {
+        for (int b = 0; b < blocks; ++b) {
+            const F32x16 scale = C::scales(values, head_dim, from / kCacheBlock + b);
+            for (int i = 0; i < count; ++i) store(scaled[i][b], load(weights[i] + tile * kKeyTile) * scale);
+        }
+    }
     for (uint32_t mask = seen.any[tile]; mask; mask &= mask - 1) {
-        const int bit = __builtin_ctz(mask), key = tile * kKeyTile + bit;
-        const typename C::Element* row = values + key * head_dim + from;
+        const int bit = __builtin_ctz(mask);
+        const typename C::Element* row = values + bit * head_dim + from;
         F32x16 v[vectors];
         for (int j = 0; j < vectors - 1; ++j) v[j] = C::load16(row + 16 * j);
         v[vectors - 1] = last == 16 ? C::load16(row + 16 * (vectors - 1)) : C::load_some(row + 16 * (vectors - 1), last);
         for (int i = 0; i < count; ++i) {
             if (checked && !(seen.by[i][tile] >> bit & 1)) continue;
-            const F32x16 weight = broadcast(weights[i][key]);
-            for (int j = 0; j < vectors; ++j) acc[i][j] = fma(weight, v[j], acc[i][j]);
+            F32x16 weight[blocks];
+            for (int b = 0; b < blocks; ++b)
+                weight[b] = broadcast(kScaled<C> ? scaled[i][b][bit] : weights[i][tile * kKeyTile + bit]);
+            for (int j = 0; j < vectors; ++j) acc[i][j] = fma(weight[kScaled<C> ? j / 2 : 0], v[j], acc[i][j]);
         }
     }
 }
@@ -111,7 +185,7 @@ LLAMA_EXT_INLINE void weigh(const typename C::Element* values, int64_t head_dim,
     F32x16 acc[count][vectors];
     for (int i = 0; i < count; ++i)
         for (int j = 0; j < vectors; ++j) acc[i][j] = zero();
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile, values += tile_elements<C>(head_dim)) {
         if (seen.any[tile] == seen.all[tile])
             weigh_tile<C, count, vectors, false>(values, head_dim, seen, tile, from, last, weights, acc);
         else
@@ -129,8 +203,9 @@ void attend_as(const CacheView& cache, int kv_head, int64_t block, const Query* 
     const int64_t head_dim = cache.head_dim, first = block * kKeyBlock;
     const int64_t end = first + kKeyBlock < cache.capacity ? first + kKeyBlock : cache.capacity;
     const int tiles = static_cast<int>((end - first + kKeyTile - 1) / kKeyTile);
-    const Element* keys = reinterpret_cast<const Element*>(cache.keys) + (kv_head * cache.padded + first) * head_dim;
-    const Element* values = reinterpret_cast<const Element*>(cache.values) + (kv_head * cache.padded + first) * head_dim;
+    const int64_t tile = tile_elements<C>(head_dim);
+    const Element* keys = reinterpret_cast<const Element*>(cache.keys + tile_offset(cache, kv_head, first));
+    const Element* values = reinterpret_cast<const Element*>(cache.values + tile_offset(cache, kv_head, first));
 
     Seen<count> seen;
     int used = 0;  // tiles up to the last that anyone sees
@@ -147,8 +222,8 @@ void attend_as(const CacheView& cache, int kv_head, int64_t block, const Query* 
 
     alignas(64) float scores[count][kKeyBlock];
     int t = 0;
-    for (; t + 4 <= used; t += 4) score<C, count, 4>(keys + t * kKeyTile * head_dim, queries, head_dim, scores, t * kKeyTile);
-    for (; t < used; ++t) score<C, count, 1>(keys + t * kKeyTile * head_dim, queries, head_dim, scores, t * kKeyTile);
+    for (; t + 4 <= used; t += 4) score<C, count, 4>(keys + t * tile, queries, head_dim, scores, t * kKeyTile);
+    for (; t < used; ++t) score<C, count, 1>(keys + t * tile, queries, head_dim, scores, t * kKeyTile);
 
     for (int i = 0; i < count; ++i) {
         const F32x16 nothing = broadcast(-__builtin_inff());
@@ -172,9 +247,13 @@ void attend_as(const CacheView& cache, int kv_head, int64_t block, const Query* 
 
     int64_t from = 0;
     for (; from + 64 <= head_dim; from += 64) weigh<C, count, 4>(values, head_dim, seen, used, from, 16, scores, out);
-    for (; from < head_dim; from += 16) {
-        const int width = static_cast<int>(head_dim - from < 16 ? head_dim - from : 16);
-        weigh<C, count, 1>(values, head_dim, seen, used, from, width, scores, out);
+    if constexpr (kScaled<C>) {
+        if (from < head_dim) weigh<C, count, 2>(values, head_dim, seen, used, from, 16, scores, out);
+    } else {
+        for (; from < head_dim; from += 16) {
+            const int width = static_cast<int>(head_dim - from < 16 ? head_dim - from : 16);
+            weigh<C, count, 1>(values, head_dim, seen, used, from, width, scores, out);
+        }
     }
 }
 
@@ -202,6 +281,8 @@ void append(const CacheView& cache, int kv_head, int64_t slot, const float* k, c
             return append_as<F16Cache>(cache, kv_head, slot, k, v);
         case CacheFormat::bf16:
             return append_as<Bf16Cache>(cache, kv_head, slot, k, v);
+        case CacheFormat::q8_0:
+            return append_as<Q8Cache>(cache, kv_head, slot, k, v);
     }
 }
 
@@ -213,6 +294,8 @@ void attend(const CacheView& cache, int kv_head, int64_t block, const Query* que
             return attend_counted<F16Cache>(cache, kv_head, block, queries, count, out);
         case CacheFormat::bf16:
             return attend_counted<Bf16Cache>(cache, kv_head, block, queries, count, out);
+        case CacheFormat::q8_0:
+            return attend_counted<Q8Cache>(cache, kv_head, block, queries, count, out);
     }
 }
 

@@ -55,6 +55,7 @@ LLAMA_EXT_INLINE F32x16 load_bf16(const void* p) {
     memcpy(bits, p, sizeof bits);
     LLAMA_EXT_LANES(F32x16, float_of_bits(s(uint32_t{bits[i]} << 16)));
 }
+LLAMA_EXT_INLINE F32x16 load_i8(const int8_t* p) { LLAMA_EXT_LANES(F32x16, static_cast<float>(p[i])); }
 
 LLAMA_EXT_INLINE F32x16 operator+(F32x16 x, F32x16 y) { LLAMA_EXT_LANES(F32x16, x.v[i] + y.v[i]); }
 LLAMA_EXT_INLINE F32x16 operator-(F32x16 x, F32x16 y) { LLAMA_EXT_LANES(F32x16, x.v[i] - y.v[i]); }
