@@ -232,6 +232,9 @@ class Executor:
         resident_experts: int = 0,
     ) -> None:
         """resident_experts: experts stay in their files, as many bytes of them resident; 0: all weights are packed."""
+    @staticmethod
+    def measure(program: Program, *, threads: int, experts_in_file: bool = False) -> dict[str, int]:
+        """What an executor would take, bytes: packed weights, kept ones, buffers."""
     @property
     def simd(self) -> str: ...
     @property

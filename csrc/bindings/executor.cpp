@@ -80,6 +80,17 @@ void bind_executor(py::module_& m) {
         .def(py::init(&make_executor), py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("simd") = "",
              py::arg("poison") = false, py::arg("progress") = std::function<void(size_t, size_t)>(),
              py::arg("resident_experts") = 0)
+        .def_static(
+            "measure",
+            [](const Program& program, int threads, bool experts_in_file) {
+                const Executor::Memory m = Executor::measure(program, threads, experts_in_file);
+                py::dict facts;
+                facts["packed"] = m.packed;
+                facts["kept"] = m.kept;
+                facts["buffers"] = m.buffers;
+                return facts;
+            },
+            py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("experts_in_file") = false)
         .def_property_readonly("simd", &Executor::simd)
         .def_property_readonly("threads", &Executor::threads)
         .def_property_readonly("weight_bytes", &Executor::weight_bytes)

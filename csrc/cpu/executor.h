@@ -98,6 +98,13 @@ public:
     // progress(done, total), in bytes of weights packed so far; called on the caller's thread
     Executor(Program program, const Options& options, const std::function<void(size_t, size_t)>& progress);
 
+    // What an executor takes, in bytes: packed weights; weights kept as they are in their file or were made (an embedding); the
+    // buffers of its steps, of which long contexts touch more than short ones.
+    struct Memory {
+        size_t packed, kept, buffers;
+    };
+    static Memory measure(const Program& program, int threads, bool experts_in_file);
+
     const Program& program() const { return program_; }
     const char* simd() const { return kernels_.name; }
     int threads() const { return team_.size(); }

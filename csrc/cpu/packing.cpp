@@ -1,0 +1,104 @@
+#include "cpu/packing.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "cpu/layout.h"
+#include "program/file_map.h"
+
+namespace llama_ext::cpu {
+namespace {
+
+PackedWeight unplaced(const Weight& w) {
+    return {w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols), nullptr};
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<BoundInstruction>> Packing::bind_all() {
+    std::vector<std::unique_ptr<BoundInstruction>> code;
+    for (const Instruction& instruction : program_.code)
+        std::visit([&](const auto& i) { code.push_back(bind(i, *this)); }, instruction);
+    return code;
+}
+
+std::byte* Packing::take(size_t bytes) {
+    const size_t at = packed_;
+    packed_ += aligned(bytes);
+    return place_ ? place_->pages.data() + at : nullptr;
+}
+
+PackedWeight Packing::pack(const Weight& w) {
+    if (const auto found = done_.find(&w); found != done_.end()) return found->second;
+    PackedWeight packed = unplaced(w);
+    std::byte* place = take(static_cast<size_t>(packed.groups) * packed.group_bytes);
+    packed.data = place;
+    if (place_) {
+        const WeightBytes bytes = w.fetch();
+        const size_t stride = row_bytes(w.format, w.cols);
+        place_->team.run([&](int member) {
+            const Share mine = share(packed.groups, member, place_->team.size());
+            for (int64_t g = mine.begin; g < mine.end; ++g) {
+                const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
+                pack_group(w.format, w.cols, bytes.data + static_cast<size_t>(g * kGroup) * stride, rows,
+                           place + static_cast<size_t>(g) * packed.group_bytes);
+            }
+        });
+        // The file's pages have served: they would be a second copy of the model.
+        give_back(bytes.data, w.bytes());
+        if (place_->progress) place_->progress(packed_, place_->pages.bytes());
+    }
+    done_.emplace(&w, packed);
+    return packed;
+}
+
+const float* Packing::vector(const Weight& w) {
+    float* place = reinterpret_cast<float*>(take(static_cast<size_t>(w.cols) * sizeof(float)));
+    if (place_) dequantize(w.format, w.fetch().data, w.cols, place);
+    return place;
+}
+
+WeightBytes Packing::keep(const Weight& w) {
+    kept_ += w.bytes();
+    return place_ ? w.fetch() : WeightBytes{};
+}
+
+bool Packing::is_head(const Weight& w) const {
+    return std::any_of(program_.code.begin(), program_.code.end(), [&](const Instruction& i) {
+        const auto* head = std::get_if<Head>(&i);
+        return head && head->weight.get() == &w;
+    });
+}
+
+PackedWeight Packing::expert(const Weight& w, int layer, Residency::Part part, int expert) {
+    if (!experts_in_file_) return pack(w);
+    if (!w.data || !is_mapped(w.data, w.bytes()))
+        throw std::invalid_argument("'" + w.name + "' is not in a file as it is needed, so it cannot stay there");
+    PackedWeight mapped = unplaced(w);
+    mapped.source = w.data;
+    scratch(mapped.group_bytes);
+    if (place_) place_->residency.add(layer, part, expert, w.data, w.bytes());
+    return mapped;
+}
+
+bool Packing::has_shared_expert(int layer) const {
+    return std::any_of(program_.code.begin(), program_.code.end(), [&](const Instruction& i) {
+        const auto* experts = std::get_if<ExpertsDown>(&i);
+        return experts && experts->layer == layer && experts->shared_down;
+    });
+}
+
+void Packing::scratch(size_t bytes) { scratch_ = std::max(scratch_, bytes); }
+
+int64_t Packing::rotation(int rope, int64_t chunk) {
+    if (rope < 0) return -1;
+    int64_t end = 0;
+    for (const Rotation& r : rotations_) {
+        if (r.rope == rope && r.chunk == chunk) return r.offset;
+        end = r.offset + rotation_pairs(program_, r) * program_.max_rows;
+    }
+    rotations_.push_back({rope, chunk, end});
+    return end;
+}
+
+}  // namespace llama_ext::cpu
