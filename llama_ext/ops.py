@@ -1,4 +1,5 @@
-"""The building blocks as PyTorch operators: `torch.ops.llama_ext.rms_norm`, `rope`, `attention`, `linear`.
+"""The building blocks as PyTorch operators: `torch.ops.llama_ext.rms_norm`, `rope`, `attention`, `linear`, and
+`moe_route`, `moe_dispatch`, `moe_combine` for mixtures of experts.
 
 Importing this module loads `llama_ext._ops` and registers the operators; the functions here are the same
 operators with names and types. They take CPU tensors in float32 or bfloat16, compute in float32 with the
@@ -9,7 +10,7 @@ memory with an input. There are fake kernels, and all of it works under `torch.c
 They are for inference: there is no backward. A result of inputs that require a gradient can be computed, but
 PyTorch warns, and yields no gradient, when `backward()` reaches it.
 
-A wrong shape, dtype, device, mask or format is one `RuntimeError` that names the operator and the argument.
+A wrong shape, dtype, device, mask, format or index is one `RuntimeError` that names the operator and the argument.
 
 Raises:
     ImportError: PyTorch is missing or older than 2.10, or this build has no operators or does not fit it.
@@ -28,9 +29,9 @@ except ImportError as _error:
         "llama_ext.ops needs PyTorch 2.10 or later, which is not installed: install torch (2.10 or later)."
     ) from _error
 
-__all__ = ["attention", "linear", "rms_norm", "rope"]
+__all__ = ["attention", "linear", "moe_combine", "moe_dispatch", "moe_route", "rms_norm", "rope"]
 
-_F = TypeVar("_F", bound=Callable[..., torch.Tensor])
+_F = TypeVar("_F", bound=Callable[..., torch.Tensor | tuple[torch.Tensor, ...]])
 
 # torch leaves both untyped.
 _ops: Any = torch.ops
@@ -163,6 +164,75 @@ def linear(x: torch.Tensor, weight: torch.Tensor, format: str) -> torch.Tensor:
     return result
 
 
+def moe_route(logits: torch.Tensor, top_k: int, scoring: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of each row, those of its top_k largest logits, and their scores.
+
+    Logits are compared in float32; ties go to the lowest expert index. NaN ranks above every number, as in
+    torch.topk, so a broken row shows. Scores are computed in float64 and rounded once; no two rows meet:
+
+    - "sigmoid": 1 / (1 + exp(-logit)) of each chosen logit, not renormalised. Llama 4, which multiplies an
+      expert's input by it: pass the scores to `moe_dispatch`.
+    - "softmax": softmax over the chosen logits, which is a softmax over all of them, renormalised. Mixtral (Jiang
+      et al. 2024, arXiv:2401.04088, section 2.1), which multiplies an expert's output by it: pass the scores to
+      `moe_combine`.
+
+    Args:
+        logits: [rows, experts], float32 or bfloat16: the router's product.
+        top_k: experts a row (num_experts_per_tok in a config.json), 1 to the number of experts.
+        scoring: "sigmoid" or "softmax".
+
+    Returns:
+        experts [rows, top_k] int64, the dtype that PyTorch indexes with, in descending order of their logits, and
+        scores [rows, top_k] float32. A row's experts differ from each other.
+    """
+    result: tuple[torch.Tensor, torch.Tensor] = _ops.llama_ext.moe_route.default(logits, top_k, scoring)
+    return result
+
+
+def moe_dispatch(
+    x: torch.Tensor, experts: torch.Tensor, num_experts: int, scores: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A copy of each row for each of its experts, brought together by expert.
+
+    gathered[offsets[e] : offsets[e + 1]] are the rows of expert e, in ascending order; an expert may have none.
+
+    Args:
+        x: [rows, hidden], float32 or bfloat16.
+        experts: [rows, top_k] int64, each 0 to num_experts - 1.
+        num_experts: how many experts there are, 0 to 2^31 - 1.
+        scores: [rows, top_k] float32; each multiplies its copy (Llama 4). The product is rounded once, to x's
+            dtype. None leaves rows as they are.
+
+    Returns:
+        gathered [rows * top_k, hidden] in x's dtype; offsets [num_experts + 1] int64; source [rows * top_k] int64,
+        the choice that each row of gathered serves, as row * top_k + its index in the row of `experts`.
+    """
+    result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _ops.llama_ext.moe_dispatch.default(
+        x, experts, num_experts, scores
+    )
+    return result
+
+
+def moe_combine(y: torch.Tensor, source: torch.Tensor, rows: int, scores: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum of the experts' results for each row: what `moe_dispatch` took apart.
+
+    Added up in float32 from a row's first choice to its last and rounded once, so that neither the grouping nor
+    what else is in a batch moves a bit.
+
+    Args:
+        y: [rows * top_k, hidden], float32 or bfloat16: the experts' results, in the order of moe_dispatch's
+            `gathered`.
+        source: [rows * top_k] int64 from moe_dispatch: a permutation.
+        rows: how many rows there are; a changing number does not recompile.
+        scores: [rows, top_k] float32; each multiplies its choice's result (Mixtral). None adds them as they are.
+
+    Returns:
+        [rows, hidden] in y's dtype.
+    """
+    result: torch.Tensor = _ops.llama_ext.moe_combine.default(y, source, rows, scores)
+    return result
+
+
 # What torch.compile sees: shapes and dtypes. The operators themselves check everything else when they run.
 
 
@@ -194,3 +264,32 @@ def _(x: torch.Tensor, weight: torch.Tensor, format: str) -> torch.Tensor:
     if x.dim() < 1 or weight.dim() != 2:
         raise RuntimeError("linear: x must be [..., k] and weight two-dimensional.")
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@_fake("llama_ext::moe_route")
+def _(logits: torch.Tensor, top_k: int, scoring: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.dim() != 2:
+        raise RuntimeError("moe_route: logits must be [rows, experts].")
+    sizes = (logits.shape[0], top_k)
+    return logits.new_empty(sizes, dtype=torch.int64), logits.new_empty(sizes, dtype=torch.float32)
+
+
+@_fake("llama_ext::moe_dispatch")
+def _(
+    x: torch.Tensor, experts: torch.Tensor, num_experts: int, scores: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if x.dim() != 2 or experts.dim() != 2:
+        raise RuntimeError("moe_dispatch: x must be [rows, hidden] and experts [rows, top_k].")
+    choices = experts.shape[0] * experts.shape[1]
+    return (
+        x.new_empty((choices, x.shape[1])),
+        x.new_empty((num_experts + 1,), dtype=torch.int64),
+        x.new_empty((choices,), dtype=torch.int64),
+    )
+
+
+@_fake("llama_ext::moe_combine")
+def _(y: torch.Tensor, source: torch.Tensor, rows: int, scores: torch.Tensor | None = None) -> torch.Tensor:
+    if y.dim() != 2:
+        raise RuntimeError("moe_combine: y must be [rows * top_k, hidden].")
+    return y.new_empty((rows, y.shape[1]))

@@ -53,3 +53,8 @@ def cuda_product(cols: int) -> float:
     """A lane has two chains of 4 for each 256 columns, the last of them begun; then it adds the two, five times across
     lanes, and the residual."""
     return ROUNDING * (cols / 64 + 4 + 7)
+
+
+# One layer's mixture of experts out of the torch operators against transformers' block in float32: three products of
+# some tens of terms one after the other, then a sum over the choices. Measured, over four seeds: 1.4e-7 to 6.0e-7.
+MOE_BLOCK = 2e-6

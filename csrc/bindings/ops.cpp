@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/calls/calls.h"
@@ -238,6 +239,112 @@ Tensor linear(Tensor x, Tensor weight, std::string format_name) {
     return out;
 }
 
+Scoring scoring_from(const char* op, const std::string& name) {
+    if (name != "softmax" && name != "sigmoid") fail(op, ": scoring must be 'softmax' or 'sigmoid', not '", name, "'.");
+    return name == "softmax" ? Scoring::softmax : Scoring::sigmoid;
+}
+
+std::tuple<Tensor, Tensor> moe_route(Tensor logits, int64_t top_k, std::string scoring_name) {
+    constexpr const char* op = "moe_route";
+    const ValueType type = value_type(op, "logits", logits);
+    check_dims(op, "logits", logits, 2, 2, "[rows, experts]");
+    const int64_t rows = logits.size(0), experts = logits.size(1);
+    if (experts > std::numeric_limits<int32_t>::max()) fail(op, ": logits of ", shape(logits), " is too large.");
+    if (top_k < 1 || top_k > experts) fail(op, ": top_k must be 1 to the number of experts, ", experts, ", not ", top_k, ".");
+    const Scoring scoring = scoring_from(op, scoring_name);
+    const std::vector<int64_t> sizes{rows, top_k};
+    const Tensor chosen = torch::stable::new_empty(logits, sizes, ScalarType::Long);
+    const Tensor scores = torch::stable::new_empty(logits, sizes, ScalarType::Float);
+    const Tensor values = row_major(logits);
+    cpu::moe_route({type, rows, static_cast<int>(experts), static_cast<int>(top_k), scoring, values.const_data_ptr(),
+                    chosen.mutable_data_ptr<int64_t>(), scores.mutable_data_ptr<float>()},
+                   parallel);
+    return {chosen, scores};
+}
+
+void check_scores(const char* op, const Tensor& scores, int64_t rows, int64_t top_k) {
+    check_cpu(op, "scores", scores);
+    check_type(op, "scores", scores, ScalarType::Float);
+    if (scores.dim() != 2 || scores.size(0) != rows || scores.size(1) != top_k)
+        fail(op, ": scores must be [", rows, ", ", top_k, "], one a choice, not ", shape(scores), ".");
+}
+
+std::tuple<Tensor, Tensor, Tensor> moe_dispatch(Tensor x, Tensor experts, int64_t num_experts, std::optional<Tensor> scores) {
+    constexpr const char* op = "moe_dispatch";
+    const ValueType type = value_type(op, "x", x);
+    check_dims(op, "x", x, 2, 2, "[rows, hidden]");
+    const int64_t rows = x.size(0), hidden = x.size(1);
+    check_cpu(op, "experts", experts);
+    check_type(op, "experts", experts, ScalarType::Long);
+    if (experts.dim() != 2 || experts.size(0) != rows)
+        fail(op, ": experts must be [", rows, ", top_k], one row a row of x, not ", shape(experts), ".");
+    if (num_experts < 0 || num_experts > std::numeric_limits<int32_t>::max())
+        fail(op, ": num_experts must be 0 to ", std::numeric_limits<int32_t>::max(), ", not ", num_experts, ".");
+    const int64_t top_k = experts.size(1), choices = rows * top_k;
+    if (scores) check_scores(op, *scores, rows, top_k);
+    const Tensor chosen = row_major(experts);
+    const int64_t* index = chosen.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < choices; ++i)
+        if (index[i] < 0 || index[i] >= num_experts)
+            fail(op, ": experts[", i / top_k, ", ", i % top_k, "] is ", index[i], "; with ", num_experts,
+                 " experts it must be at least 0 and below ", num_experts, ".");
+    const Tensor gathered = torch::stable::new_empty(x, std::vector<int64_t>{choices, hidden});
+    const Tensor offsets = torch::stable::new_empty(x, std::vector<int64_t>{num_experts + 1}, ScalarType::Long);
+    const Tensor source = torch::stable::new_empty(x, std::vector<int64_t>{choices}, ScalarType::Long);
+    const Tensor values = row_major(x);
+    std::optional<Tensor> factors;
+    if (scores) factors = row_major(*scores);
+    cpu::moe_dispatch({type, rows, top_k, hidden, num_experts, values.const_data_ptr(), index,
+                       factors ? factors->const_data_ptr<float>() : nullptr, gathered.mutable_data_ptr(),
+                       offsets.mutable_data_ptr<int64_t>(), source.mutable_data_ptr<int64_t>()},
+                      parallel);
+    return {gathered, offsets, source};
+}
+
+// [choices]: where in source each of 0 .. choices - 1 stands
+std::vector<int64_t> places(const char* op, const Tensor& source, int64_t choices) {
+    const Tensor contiguous = row_major(source);
+    const int64_t* choice = contiguous.const_data_ptr<int64_t>();
+    std::vector<int64_t> place(static_cast<size_t>(choices), -1);
+    for (int64_t i = 0; i < choices; ++i) {
+        if (choice[i] < 0 || choice[i] >= choices)
+            fail(op, ": source[", i, "] is ", choice[i], "; each of 0 to ", choices - 1, " must stand there once.");
+        int64_t& to = place[static_cast<size_t>(choice[i])];
+        if (to != -1)
+            fail(op, ": source[", to, "] and source[", i, "] are both ", choice[i], "; each of 0 to ", choices - 1,
+                 " must stand there once.");
+        to = i;
+    }
+    return place;
+}
+
+Tensor moe_combine(Tensor y, Tensor source, int64_t rows, std::optional<Tensor> scores) {
+    constexpr const char* op = "moe_combine";
+    const ValueType type = value_type(op, "y", y);
+    check_dims(op, "y", y, 2, 2, "[rows * top_k, hidden]");
+    const int64_t choices = y.size(0), hidden = y.size(1);
+    if (rows < 0 || (rows == 0 ? choices != 0 : choices % rows))
+        fail(op, ": y of ", shape(y), " does not hold the same number of results for each of ", rows, " rows.");
+    check_cpu(op, "source", source);
+    check_type(op, "source", source, ScalarType::Long);
+    if (source.dim() != 1 || source.size(0) != choices)
+        fail(op, ": source must be [", choices, "], one a row of y, not ", shape(source), ".");
+    // Without rows any top_k will do.
+    const int64_t top_k = rows ? choices / rows : scores && scores->dim() == 2 ? scores->size(1) : 0;
+    if (scores) check_scores(op, *scores, rows, top_k);
+    const std::vector<int64_t> place = places(op, source, choices);
+    const Tensor out = torch::stable::new_empty(y, std::vector<int64_t>{rows, hidden});
+    if (out.numel() == 0) return out;
+    if (top_k == 0) return torch::stable::fill_(out, 0);
+    const Tensor values = row_major(y);
+    std::optional<Tensor> factors;
+    if (scores) factors = row_major(*scores);
+    cpu::moe_combine({type, rows, top_k, hidden, values.const_data_ptr(), place.data(),
+                      factors ? factors->const_data_ptr<float>() : nullptr, out.mutable_data_ptr()},
+                     parallel);
+    return out;
+}
+
 }  // namespace
 }  // namespace llama_ext::ops
 
@@ -248,6 +355,11 @@ STABLE_TORCH_LIBRARY(llama_ext, m) {
     m.def(
         "attention(Tensor q, Tensor k, Tensor v, SymInt first_position, str mask, SymInt extent=0, float? scale=None) -> Tensor");
     m.def("linear(Tensor x, Tensor weight, str format) -> Tensor");
+    m.def("moe_route(Tensor logits, int top_k, str scoring) -> (Tensor experts, Tensor scores)");
+    m.def(
+        "moe_dispatch(Tensor x, Tensor experts, int num_experts, Tensor? scores=None) -> "
+        "(Tensor gathered, Tensor offsets, Tensor source)");
+    m.def("moe_combine(Tensor y, Tensor source, SymInt rows, Tensor? scores=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(llama_ext, CPU, m) {
@@ -255,4 +367,7 @@ STABLE_TORCH_LIBRARY_IMPL(llama_ext, CPU, m) {
     m.impl("rope", TORCH_BOX(&llama_ext::ops::rope));
     m.impl("attention", TORCH_BOX(&llama_ext::ops::attention));
     m.impl("linear", TORCH_BOX(&llama_ext::ops::linear));
+    m.impl("moe_route", TORCH_BOX(&llama_ext::ops::moe_route));
+    m.impl("moe_dispatch", TORCH_BOX(&llama_ext::ops::moe_dispatch));
+    m.impl("moe_combine", TORCH_BOX(&llama_ext::ops::moe_combine));
 }

@@ -1,29 +1,38 @@
 #include "program/route.h"
 
-#include <algorithm>
 #include <cmath>
 
 namespace llama_ext {
+namespace {
+
+// Strictly above in the order of the choice; equals are taken in the order of their indices.
+bool above(float a, float b) { return a > b || (std::isnan(a) && !std::isnan(b)); }
+
+void choose(const float* logits, int experts, int top_k, int32_t* chosen) {
+    int count = 0;
+    for (int32_t expert = 0; expert < experts; ++expert) {
+        if (count == top_k && !above(logits[expert], logits[chosen[count - 1]])) continue;
+        int place = count < top_k ? count++ : count - 1;
+        for (; place > 0 && above(logits[expert], logits[chosen[place - 1]]); --place) chosen[place] = chosen[place - 1];
+        chosen[place] = expert;
+    }
+}
+
+}  // namespace
 
 void route(const float* logits, int experts, int top_k, Scoring scoring, int32_t* chosen, float* scores) {
-    for (int j = 0; j < top_k; ++j) {
-        int best = -1;
-        for (int e = 0; e < experts; ++e) {
-            if (best >= 0 && !(logits[e] > logits[best])) continue;
-            if (std::find(chosen, chosen + j, e) == chosen + j) best = e;
-        }
-        chosen[j] = best;
-    }
+    choose(logits, experts, top_k, chosen);
     if (scoring == Scoring::sigmoid) {
-        for (int j = 0; j < top_k; ++j)
-            scores[j] = static_cast<float>(1 / (1 + std::exp(-static_cast<double>(logits[chosen[j]]))));
+        for (int i = 0; i < top_k; ++i)
+            scores[i] = static_cast<float>(1 / (1 + std::exp(-static_cast<double>(logits[chosen[i]]))));
         return;
     }
-    // In float64, so that the result is float32's nearest whatever the exponential's implementation.
+    // exp is called twice instead of keeping top_k float64 values somewhere.
+    const double largest = logits[chosen[0]];
+    const auto power = [&](int i) { return std::exp(logits[chosen[i]] - largest); };
     double sum = 0;
-    for (int j = 0; j < top_k; ++j) sum += std::exp(static_cast<double>(logits[chosen[j]]) - logits[chosen[0]]);
-    for (int j = 0; j < top_k; ++j)
-        scores[j] = static_cast<float>(std::exp(static_cast<double>(logits[chosen[j]]) - logits[chosen[0]]) / sum);
+    for (int i = 0; i < top_k; ++i) sum += power(i);
+    for (int i = 0; i < top_k; ++i) scores[i] = static_cast<float>(power(i) / sum);
 }
 
 }  // namespace llama_ext

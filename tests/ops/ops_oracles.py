@@ -162,3 +162,32 @@ def linear(x: Tensor, values: Tensor, format: str) -> Expected:
     # A weight is itself a difference of larger numbers where a format has minima.
     parts = 4 * blocks.abs().amax(-1).repeat_interleave(32, 1)
     return Expected(value, x.abs() @ parts.T, torch.minimum(worst, usual))
+
+
+def moe_route(logits: Tensor, top_k: int, scoring: str) -> tuple[Tensor, Expected]:
+    """A stable sort keeps equals in the order of their indices."""
+    in_order = logits.double().sort(dim=1, descending=True, stable=True)
+    chosen = in_order.values[:, :top_k]
+    value = chosen.sigmoid() if scoring == "sigmoid" else chosen.softmax(1)
+    return in_order.indices[:, :top_k], Expected(value, value, 2.0**-149)  # float32's smallest step
+
+
+def moe_dispatch(x: Tensor, experts: Tensor, num_experts: int, scores: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(gathered, offsets, source), exactly: nothing is computed but one product, rounded once."""
+    choices = experts.reshape(-1)
+    source = choices.argsort(stable=True)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), choices.bincount(minlength=num_experts).cumsum(0)))
+    gathered = x[source // experts.shape[1]]
+    if scores is not None:
+        gathered = (gathered.float() * scores.reshape(-1)[source, None]).to(x.dtype)
+    return gathered, offsets, source
+
+
+def moe_combine(y: Tensor, source: Tensor, rows: int, scores: Tensor | None) -> Expected:
+    top_k = len(y) // rows
+    factor = torch.ones(len(y), dtype=torch.float64) if scores is None else scores.double().reshape(-1)[source]
+    terms, row = y.double() * factor[:, None], source // top_k
+    zeros = torch.zeros(rows, y.shape[1], dtype=torch.float64)
+    # A sum of top_k terms in a row: its roundings are random, so they grow as the root.
+    magnitude = zeros.index_add(0, row, terms.abs()) * (1 + math.sqrt(top_k) / 8)
+    return Expected(zeros.index_add(0, row, terms), magnitude)

@@ -10,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "program/half.h"
 #include "program/instruction.h"
+#include "program/route.h"
 
 namespace llama_ext::cpu {
 
@@ -102,5 +103,42 @@ struct LinearCall {
     void* out;                // [rows, outputs]
 };
 void linear(const Kernels& kernels, const LinearCall& call, const Parallel& parallel);
+
+// Each row's top_k experts and their scores (program/route.h); 1 <= top_k <= experts
+struct MoeRouteCall {
+    ValueType type;  // of logits
+    int64_t rows;
+    int experts, top_k;
+    Scoring scoring;
+    const void* logits;  // [rows, experts]
+    int64_t* chosen;     // [rows, top_k]
+    float* scores;       // [rows, top_k]
+};
+void moe_route(const MoeRouteCall& call, const Parallel& parallel);
+
+// A copy of x's row for each of its choices, grouped by expert in ascending order and, inside, in the order of the choices. A
+// choice is row * top_k + its place among the row's. Every expert is one of 0 .. num_experts - 1: the caller has looked.
+struct MoeDispatchCall {
+    ValueType type;  // of x and gathered
+    int64_t rows, top_k, hidden, num_experts;
+    const void* x;           // [rows, hidden]
+    const int64_t* experts;  // [rows, top_k]
+    const float* scores;     // [rows, top_k], each multiplies its copy, or null
+    void* gathered;          // [rows * top_k, hidden]
+    int64_t* offsets;        // [num_experts + 1]: expert e has rows offsets[e] .. offsets[e + 1] of gathered
+    int64_t* source;         // [rows * top_k]: the choice that each row of gathered serves
+};
+void moe_dispatch(const MoeDispatchCall& call, const Parallel& parallel);
+
+// out[row] = the sum of the results of the row's choices, each times its score, from the first choice to the last; top_k >= 1
+struct MoeCombineCall {
+    ValueType type;  // of y and out
+    int64_t rows, top_k, hidden;
+    const void* y;         // [rows * top_k, hidden]
+    const int64_t* place;  // [rows, top_k]: the row of y that holds a choice's result
+    const float* scores;   // [rows, top_k], or null
+    void* out;             // [rows, hidden]
+};
+void moe_combine(const MoeCombineCall& call, const Parallel& parallel);
 
 }  // namespace llama_ext::cpu
