@@ -26,8 +26,8 @@ namespace {
 // Rows are taken in turns of about this many values: small enough that no thread is left with much when the others are done.
 constexpr int64_t kTurn = 1 << 16;
 
-// Calls convert(r, buffer [cols]) for every row on `threads` threads. Of several rows that fail, the first is reported: turns are begun
-// in ascending order, and one that is begun is finished.
+// Calls convert(r, buffer [cols]) for every row on `threads` threads. Of several rows that fail, the first is reported: turns are
+// begun in ascending order, and one that is begun is finished.
 void for_rows(int64_t rows, int64_t cols, int threads, const std::function<void(int64_t r, float* buffer)>& convert) {
     const int64_t turn = std::max<int64_t>(1, kTurn / cols), turns = (rows + turn - 1) / turn;
     std::atomic<int64_t> next{0};
@@ -97,7 +97,8 @@ py::array_t<uint8_t> quantize_weight(const Weight& weight, const std::string& fo
 
 py::array_t<uint8_t> quantize_array(const py::array_t<float, py::array::c_style>& values, const std::string& format_name,
                                     int threads, const std::string& simd) {
-    if (values.ndim() != 2) throw std::invalid_argument("values must be [rows, cols], has " + std::to_string(values.ndim()) + " dimensions");
+    if (values.ndim() != 2)
+        throw std::invalid_argument("values must be [rows, cols], has " + std::to_string(values.ndim()) + " dimensions");
     const Format format = format_from_name(format_name);
     const QuantizeLevel level = level_of(simd);
     const int64_t rows = values.shape(0), cols = values.shape(1);
@@ -107,9 +108,8 @@ py::array_t<uint8_t> quantize_array(const py::array_t<float, py::array::c_style>
     std::byte* to = reinterpret_cast<std::byte*>(out.mutable_data());
     const size_t stride = row_bytes(format, cols);
     const py::gil_scoped_release release;
-    for_rows(rows, cols, threads, [&](int64_t r, float*) {
-        quantize(format, from + r * cols, cols, to + static_cast<size_t>(r) * stride, level);
-    });
+    for_rows(rows, cols, threads,
+             [&](int64_t r, float*) { quantize(format, from + r * cols, cols, to + static_cast<size_t>(r) * stride, level); });
     return out;
 }
 
@@ -118,9 +118,12 @@ py::array_t<uint8_t> quantize_array(const py::array_t<float, py::array::c_style>
 void bind_quantize(py::module_& m) {
     m.def("quantize", &quantize_weight, py::arg("weight"), py::arg("format"), py::arg("threads") = 1, py::kw_only(),
           py::arg("simd") = "",
-          "The bytes of `weight` in another format: uint8 [rows, bytes a row], the same for any number of threads and any SIMD level "
-          "(`simd`, else LLAMA_EXT_SIMD, else the best). A row at a time is turned into floats. In the weight's own format they are "
-          "copied.\n\nRaises ValueError, which begins with the weight's name: columns that do not fill the format's blocks, a NaN or an "
+          "The bytes of `weight` in another format: uint8 [rows, bytes a row], the same for any number of threads and any SIMD "
+          "level "
+          "(`simd`, else LLAMA_EXT_SIMD, else the best). A row at a time is turned into floats. In the weight's own format they "
+          "are "
+          "copied.\n\nRaises ValueError, which begins with the weight's name: columns that do not fill the format's blocks, a "
+          "NaN or an "
           "infinity, weights too large for the format, an unknown format.");
     m.def("quantize_array", &quantize_array, py::arg("values"), py::arg("format"), py::arg("threads") = 1, py::kw_only(),
           py::arg("simd") = "", "`quantize` for float32 values [rows, cols].");

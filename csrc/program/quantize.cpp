@@ -170,8 +170,8 @@ QUANTIZE_INLINE V clamp(V a, float low, float high) { return min(max(a, all(low)
 QUANTIZE_INLINE V round(V a) { return (a + 12582912.0f) - 12582912.0f; }
 QUANTIZE_INLINE V reciprocal(V a) { return a != 0 ? 1.0f / a : all(0); }
 
-// A block is scaled by a power of two so that its largest magnitude lies in [1, 2) (that of subnormals below it): no square or cube of a
-// sub-block that matters leaves the range of float. A sub-block that spans less than this has no scale of its own:
+// A block is scaled by a power of two so that its largest magnitude lies in [1, 2) (that of subnormals below it): no square or
+// cube of a sub-block that matters leaves the range of float. A sub-block that spans less than this has no scale of its own:
 constexpr float kNegligible = 1e-5f;
 
 struct PowerOfTwo {
@@ -184,11 +184,11 @@ QUANTIZE_INLINE PowerOfTwo power_of_two(uint32_t largest_bits) {
             __builtin_bit_cast(float, static_cast<uint32_t>(127 - exponent) << 23)};
 }
 
-// A factor of which the largest multiple is `steps`, to f16, such that steps + 1/2 of it reach `largest`: where f16's steps are coarse
-// (subnormals), it rounds up, else to nearest.
+// A factor of which the largest multiple is `steps`, to f16, such that steps + 1/2 of it reach `largest`: where f16's steps are
+// coarse (subnormals), it rounds up, else to nearest.
 QUANTIZE_INLINE uint16_t f16_factor(float largest, float steps) {
     uint16_t half = f16_from_f32(largest / steps);
-    if (std::fabs(f32_from_f16(half)) * (steps + 0.5f) < std::fabs(largest)) ++half;
+    if (std::fabs(f32_from_f16(half)) * (std::fabs(steps) + 0.5f) < std::fabs(largest)) ++half;
     return half;
 }
 
@@ -198,11 +198,11 @@ QUANTIZE_INLINE float largest_lane(V a) {
     return largest;
 }
 
-// Scale and minimum <= 0 of x ~ scale * q + minimum, q an integer of 0 to kLargest, for the least sum of w (x - ...)^2 over a lane.
-// For given q they follow from least squares; q is tried from steps around the range / kLargest, then from the best so far.
+// Scale and minimum <= 0 of x ~ scale * q + minimum, q an integer of 0 to kLargest, for the least sum of w (x - ...)^2 over a
+// lane. For given q they follow from least squares; q is tried from steps around the range / kLargest, then from the best so far.
 template <int kLargest>
 QUANTIZE_INLINE void fit_affine(const V* x, const V* w, V* best_scale, V* best_minimum) {
-    constexpr int kCandidates = 20;
+    constexpr int kCandidates = 8;
     constexpr int kRounds = 3;
     V sw = all(0), swx = all(0), swxx = all(0), low = all(0), high = x[0];
     for (int i = 0; i < 32; ++i) {
@@ -221,7 +221,8 @@ QUANTIZE_INLINE void fit_affine(const V* x, const V* w, V* best_scale, V* best_m
     V from = minimum;
     for (int step = 0; step < kCandidates + kRounds; ++step) {
         const bool grid = step < kCandidates;
-        const V inverse = grid ? (spans ? (kLargest - 0.9f + 0.1f * static_cast<float>(step)) / range : all(0)) : reciprocal(scale);
+        const V inverse =
+            grid ? (spans ? (kLargest - 0.9f + 0.27f * static_cast<float>(step)) / range : all(0)) : reciprocal(scale);
         if (!grid) from = minimum;
         V sq = all(0), sqq = all(0), sxq = all(0);
         for (int i = 0; i < 32; ++i) {
@@ -325,7 +326,7 @@ QUANTIZE_INLINE float block_affine_k(const float* source, std::byte* out) {
 // The scale, of either sign, of x ~ scale * q, q an integer of -32 to 31, for the least sum of w (x - scale q)^2 over a lane. The
 // largest magnitude is near quant -32.
 QUANTIZE_INLINE V fit_symmetric(const V* x, const V* w) {
-    constexpr int kCandidates = 19;
+    constexpr int kCandidates = 7;
     constexpr int kRounds = 2;
     V low = x[0], high = x[0];
     for (int i = 1; i < 16; ++i) {
@@ -336,7 +337,8 @@ QUANTIZE_INLINE V fit_symmetric(const V* x, const V* w) {
     const I spans = abs(extreme) > kNegligible;
     V scale = all(0), most = all(0);
     for (int step = 0; step < kCandidates + kRounds; ++step) {
-        const V inverse = step < kCandidates ? (spans ? (-32.9f + 0.1f * static_cast<float>(step)) / extreme : all(0)) : reciprocal(scale);
+        const V inverse =
+            step < kCandidates ? (spans ? (-32.9f + 0.3f * static_cast<float>(step)) / extreme : all(0)) : reciprocal(scale);
         V sqq = all(0), sxq = all(0);
         for (int i = 0; i < 16; ++i) {
             const V q = round(clamp(x[i] * inverse, -32, 31));
@@ -470,9 +472,9 @@ QUANTIZE_INLINE Outcome quantize_row(Format format, const float* x, int64_t cols
     return {true, kept < kF16Overflow};
 }
 
-#define QUANTIZE_ROW(level, attribute)                                                                \
+#define QUANTIZE_ROW(level, attribute)                                                           \
     attribute Outcome row_##level(Format format, const float* x, int64_t cols, std::byte* out) { \
-        return quantize_row(format, x, cols, out);                                                    \
+        return quantize_row(format, x, cols, out);                                               \
     }
 QUANTIZE_ROW(portable, )
 #if defined(QUANTIZE_X86)

@@ -15,12 +15,14 @@ QuantizeLevel quantize_level(std::string_view simd);  // of a kernel level's nam
 
 // source [cols] -> out [row_bytes(format, cols)].
 //   F32, F16, BF16      rounded to nearest, ties to even
-//   Q8_0 to Q5_1        one scale (and minimum) a block, from its extremes: the bytes are those of ggml's reference quantizer. Where
-//                       ggml leaves the quants undefined (a scale so small that its reciprocal overflows), the scale is zero in f16,
-//                       and they are those of a block of zeros
-//   Q4_K, Q5_K, Q6_K    a search of our own for the scales that leave the least weighted squared error; ggml's blocks, not its bytes
-// Throws std::invalid_argument for columns that do not fill the format's blocks, for a NaN or an infinity, and for weights too large for
-// the format; `out` is then undefined. Needs the default floating-point mode: nearest, subnormals kept.
+//   Q8_0 to Q5_1        one scale (and minimum) a block, from its extremes: the bytes are those of ggml's reference quantizer.
+//   Where
+//                       ggml leaves the quants undefined (a scale so small that its reciprocal overflows), the scale is zero in
+//                       f16, and they are those of a block of zeros
+//   Q4_K, Q5_K, Q6_K    a search of our own for the scales that leave the least weighted squared error; ggml's blocks, not its
+//   bytes
+// Throws std::invalid_argument for columns that do not fill the format's blocks, for a NaN or an infinity, and for weights too
+// large for the format; `out` is then undefined. Needs the default floating-point mode: nearest, subnormals kept.
 void quantize(Format format, const float* source, int64_t cols, std::byte* out, QuantizeLevel level = QuantizeLevel::avx512);
 
 // Throws std::invalid_argument that names the first column with a NaN or an infinity.
