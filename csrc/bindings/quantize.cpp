@@ -25,7 +25,7 @@ namespace llama_ext {
 namespace {
 
 // Rows are taken in turns of about this many values: small enough that no thread is left with much when the others are done.
-constexpr int64_t kTurn = 1 << 16;
+constexpr int64_t kTurn = 1 << 14;
 
 // Calls convert(r, buffer [cols]) for every row on `threads` threads. Of several rows that fail, the first is reported: turns are
 // begun in ascending order, and one that is begun is finished.

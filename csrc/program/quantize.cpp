@@ -188,7 +188,7 @@ QUANTIZE_INLINE PowerOfTwo power_of_two(uint32_t largest_bits) {
 // coarse (subnormals), it rounds up, else to nearest.
 QUANTIZE_INLINE uint16_t f16_factor(float largest, float steps) {
     uint16_t half = f16_from_f32(largest / steps);
-    if (std::fabs(f32_from_f16(half)) * (steps + 0.5f) < std::fabs(largest)) ++half;
+    if (std::fabs(f32_from_f16(half)) * (std::fabs(steps) + 0.5f) < std::fabs(largest)) ++half;
     return half;
 }
 
@@ -202,7 +202,7 @@ QUANTIZE_INLINE float largest_lane(V a) {
 // lane. For given q they follow from least squares; q is tried from steps around the range / kLargest, then from the best so far.
 template <int kLargest>
 QUANTIZE_INLINE void fit_affine(const V* x, const V* w, V* best_scale, V* best_minimum) {
-    constexpr int kCandidates = 20;
+    constexpr int kCandidates = 8;
     constexpr int kRounds = 3;
     V sw = all(0), swx = all(0), swxx = all(0), low = all(0), high = x[0];
     for (int i = 0; i < 32; ++i) {
@@ -222,7 +222,7 @@ QUANTIZE_INLINE void fit_affine(const V* x, const V* w, V* best_scale, V* best_m
     for (int step = 0; step < kCandidates + kRounds; ++step) {
         const bool grid = step < kCandidates;
         const V inverse =
-            grid ? (spans ? (kLargest - 0.9f + 0.1f * static_cast<float>(step)) / range : all(0)) : reciprocal(scale);
+            grid ? (spans ? (kLargest - 0.9f + 0.27f * static_cast<float>(step)) / range : all(0)) : reciprocal(scale);
         if (!grid) from = minimum;
         V sq = all(0), sqq = all(0), sxq = all(0);
         for (int i = 0; i < 32; ++i) {
@@ -326,7 +326,7 @@ QUANTIZE_INLINE float block_affine_k(const float* source, std::byte* out) {
 // The scale, of either sign, of x ~ scale * q, q an integer of -32 to 31, for the least sum of w (x - scale q)^2 over a lane. The
 // largest magnitude is near quant -32.
 QUANTIZE_INLINE V fit_symmetric(const V* x, const V* w) {
-    constexpr int kCandidates = 19;
+    constexpr int kCandidates = 7;
     constexpr int kRounds = 2;
     V low = x[0], high = x[0];
     for (int i = 1; i < 16; ++i) {
@@ -338,7 +338,7 @@ QUANTIZE_INLINE V fit_symmetric(const V* x, const V* w) {
     V scale = all(0), most = all(0);
     for (int step = 0; step < kCandidates + kRounds; ++step) {
         const V inverse =
-            step < kCandidates ? (spans ? (-32.9f + 0.1f * static_cast<float>(step)) / extreme : all(0)) : reciprocal(scale);
+            step < kCandidates ? (spans ? (-32.9f + 0.3f * static_cast<float>(step)) / extreme : all(0)) : reciprocal(scale);
         V sqq = all(0), sxq = all(0);
         for (int i = 0; i < 16; ++i) {
             const V q = round(clamp(x[i] * inverse, -32, 31));
