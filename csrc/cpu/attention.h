@@ -31,9 +31,11 @@ struct CacheView {
     std::byte *keys, *values;
 };
 
-// Where the tile of a head's slot begins, in bytes, among the keys as among the values. `static`: the kernels of all levels use it.
+// Where the tile of a head's slot begins, in bytes, among the keys as among the values. `static`: the kernels of all levels use
+// it.
 static inline size_t tile_offset(const CacheView& cache, int kv_head, int64_t slot) {
-    return static_cast<size_t>(kv_head * cache.padded + slot / kKeyTile * kKeyTile) * cache_row_bytes(cache.format, cache.head_dim);
+    return static_cast<size_t>(kv_head * cache.padded + slot / kKeyTile * kKeyTile) *
+           cache_row_bytes(cache.format, cache.head_dim);
 }
 
 // The slots a query sees: low .. high, or, where the ring wraps between them (low > high), all but those strictly between.

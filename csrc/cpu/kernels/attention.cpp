@@ -76,8 +76,8 @@ LLAMA_EXT_INLINE uint16_t quantize_q8_0(const float* x, int8_t* q) {
     const int32_t largest_bits = reduce_max(max(f32_to_bits(abs(values[0])), f32_to_bits(abs(values[1]))));
     float largest;
     memcpy(&largest, &largest_bits, sizeof largest);
-    // Far below what f16 can scale, 127 / largest would overflow; an infinity or a NaN stays visible in the scale, over ones: a zero
-    // times an infinity would depend on who multiplies it.
+    // Far below what f16 can scale, 127 / largest would overflow; an infinity or a NaN stays visible in the scale, over ones: a
+    // zero times an infinity would depend on who multiplies it.
     const bool tiny = largest < 1e-30f, finite = largest_bits < 0x7f800000;
     const F32x16 to_int = broadcast(tiny ? 0.0f : 127.0f / largest);
     for (int half = 0; half < 2; ++half)
@@ -102,17 +102,21 @@ void append_as<Q8Cache>(const CacheView& cache, int kv_head, int64_t slot, const
     }
 }
 
+// Of the 16 slots from `first` on, those in front of `end`.
+LLAMA_EXT_INLINE uint32_t before(int64_t first, int64_t end) {
+    const int64_t n = end - first;
+    return n <= 0 ? 0 : n >= kKeyTile ? 0xffff : (1u << n) - 1;
+}
+
 // Which of the 16 slots from `first` on lie in the range and in front of `end`.
 LLAMA_EXT_INLINE uint32_t visible(const SlotRange& range, int64_t first, int64_t end) {
-    uint32_t mask = 0;
-    for (int i = 0; i < kKeyTile; ++i) {
-        const int64_t slot = first + i;
-        const bool inside =
-            range.low <= range.high ? range.low <= slot && slot <= range.high : slot <= range.high || slot >= range.low;
-        mask |= static_cast<uint32_t>(inside && slot < end) << i;
-    }
-    return mask;
+    const uint32_t from_low = ~before(first, range.low), to_high = before(first, range.high + 1);
+    return (range.low <= range.high ? from_low & to_high : from_low | to_high) & before(first, end);
 }
+
+// Tiles of q8_0 are asked for by hand so many tiles ahead, in this block or the next: with half as many bytes an element, the
+// hardware's own look-ahead leaves a third of the time waiting. The wider formats gain nothing from it.
+constexpr int kTilesAhead = 4;
 
 // Scores of `count` queries with `tiles` tiles of keys from `keys` on, into scores [count][kKeyBlock] from column `at` on.
 template <class C, int count, int tiles>
@@ -125,6 +129,8 @@ LLAMA_EXT_INLINE void score(const typename C::Element* keys, const Query* querie
             for (int t = 0; t < tiles; ++t) acc[i][t] = zero();
         for (int64_t d = from; d < from + part; ++d) {
             F32x16 k[tiles];
+            if (kScaled<C> && d % (64 / kKeyTile) == 0)
+                for (int t = 0; t < tiles; ++t) __builtin_prefetch(keys + (t + kTilesAhead) * tile + d * kKeyTile);
             for (int t = 0; t < tiles; ++t) k[t] = C::load16(keys + t * tile + d * kKeyTile);
             for (int i = 0; i < count; ++i) {
                 const F32x16 q = broadcast(queries[i].q[d]);
@@ -148,8 +154,8 @@ struct Seen {
     uint32_t by[count][kKeyBlock / kKeyTile], any[kKeyBlock / kKeyTile], all[kKeyBlock / kKeyTile];
 };
 
-// One tile's part of weigh(); values: the tile. checked: some query does not see some slot that another sees. It must leave that slot out and
-// not take it times zero, for what lies there need not be finite.
+// One tile's part of weigh(); values: the tile. checked: some query does not see some slot that another sees. It must leave that
+// slot out and not take it times zero, for what lies there need not be finite.
 template <class C, int count, int vectors, bool checked>
 LLAMA_EXT_INLINE void weigh_tile(const typename C::Element* values, int64_t head_dim, const Seen<count>& seen, int tile,
                                  int64_t from, int last, const float (*weights)[kKeyBlock], F32x16 (&acc)[count][vectors]) {
@@ -165,6 +171,7 @@ LLAMA_EXT_INLINE void weigh_tile(const typename C::Element* values, int64_t head
     for (uint32_t mask = seen.any[tile]; mask; mask &= mask - 1) {
         const int bit = __builtin_ctz(mask);
         const typename C::Element* row = values + bit * head_dim + from;
+        if (kScaled<C>) __builtin_prefetch(row + kTilesAhead * tile_elements<C>(head_dim));
         F32x16 v[vectors];
         for (int j = 0; j < vectors - 1; ++j) v[j] = C::load16(row + 16 * j);
         v[vectors - 1] = last == 16 ? C::load16(row + 16 * (vectors - 1)) : C::load_some(row + 16 * (vectors - 1), last);
