@@ -1,5 +1,5 @@
-// Measures the pieces that a step is made of, each alone: products of one row and of many in every format, packing, the
-// barrier, reading memory. Prints one JSON object a line. Built and run by bench/kernels.py.
+// Measures the pieces that a step is made of, each alone: products of one row and of many in every format, attention over a
+// cache in every format, packing, the barrier, reading memory. Prints one JSON object a line. Built and run by bench/kernels.py.
 #include "cpu/kernels.h"
 
 #include <algorithm>
@@ -94,6 +94,64 @@ void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, in
     }
 }
 
+// One decoded token over `slots` slots, without the merging of the blocks: 8 key-value heads of 128, 4 query heads each, the
+// attention of a layer of Llama 3 8B. `layers` caches take turns, as a model's do.
+void attention(const Kernels& kernels, Team& team, int64_t slots, int layers) {
+    constexpr int kKvHeads = 8, kGroup = 4, kHeadDim = 128;
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    const int64_t blocks = slots / kKeyBlock;
+    std::vector<float> q(kKvHeads * kGroup * kHeadDim), k(kHeadDim), v(kHeadDim);
+    for (float& x : q) x = normal(random) / 12;
+    static constexpr std::pair<CacheFormat, const char*> kFormatNames[] = {
+        {CacheFormat::f32, "f32"}, {CacheFormat::f16, "f16"}, {CacheFormat::bf16, "bf16"}, {CacheFormat::q8_0, "q8_0"}};
+    for (const auto& [format, format_name] : kFormatNames) {
+        const size_t half = kKvHeads * static_cast<size_t>(slots) * cache_row_bytes(format, kHeadDim);
+        const Pages pages(2 * half * static_cast<size_t>(layers), Pages::Size::normal);
+        std::vector<CacheView> caches;
+        for (int layer = 0; layer < layers; ++layer) {
+            std::byte* keys = pages.data() + 2 * half * static_cast<size_t>(layer);
+            caches.push_back({format, kKvHeads, kHeadDim, slots, slots, keys, keys + half});
+            for (int head = 0; head < kKvHeads; ++head) {
+                for (int64_t slot = 0; slot < slots; ++slot) {
+                    if (slot % 64 == 0) {
+                        for (float& x : k) x = normal(random);
+                        for (float& x : v) x = normal(random);
+                    }
+                    kernels.append(caches.back(), head, slot, k.data(), v.data());
+                }
+            }
+        }
+        std::vector<std::vector<float>> out(static_cast<size_t>(team.size()), std::vector<float>(kGroup * kHeadDim));
+        const double seconds = median_seconds(
+                                   [&] {
+                                       team.run([&](int member) {
+                                           const Share mine = share(blocks * kKvHeads, member, team.size());
+                                           Query query[kGroup];
+                                           Partial partial[kGroup];
+                                           for (const CacheView& cache : caches) {
+                                               for (int64_t n = mine.begin; n < mine.end; ++n) {
+                                                   const int head = static_cast<int>(n / blocks);
+                                                   for (int j = 0; j < kGroup; ++j) {
+                                                       query[j] = {q.data() + (head * kGroup + j) * kHeadDim, {0, slots - 1}};
+                                                       partial[j].values = out[static_cast<size_t>(member)].data() + j * kHeadDim;
+                                                   }
+                                                   kernels.attend(cache, head, n % blocks, query, kGroup, partial);
+                                               }
+                                           }
+                                       });
+                                   },
+                                   7) /
+                               layers;
+        std::printf(
+            "{\"what\": \"attention\", \"format\": \"%s\", \"simd\": \"%s\", \"slots\": %ld, \"bytes\": %zu, \"threads\": %d, "
+            "\"seconds\": %.3e, \"gb_per_s\": %.2f}\n",
+            format_name, kernels.name, static_cast<long>(slots), 2 * half, team.size(), seconds,
+            static_cast<double>(2 * half) / seconds / 1e9);
+        std::fflush(stdout);
+    }
+}
+
 void pack(size_t bytes) {
     for (int f = 0; f < kFormats; ++f) {
         const Format format = static_cast<Format>(f);
@@ -148,6 +206,8 @@ int main(int argc, char** argv) {
     barrier(team);
     read(kernels, team, kMemory, Pages::Size::huge);
     read(kernels, team, kMemory, Pages::Size::normal);
+    attention(kernels, team, 8192, 8);
+    attention(kernels, team, 32768, 2);
     products(kernels, team, 2048, kMemory, 1);
     products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 1);
     products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 256);

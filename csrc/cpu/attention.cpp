@@ -66,8 +66,9 @@ struct BoundAttention final : BoundInstruction {
         const int64_t passes = (group() + together - 1) / together;
         const Share mine = share(count * i.kv_heads * passes, member, step.team.size());
         for (int64_t n = mine.begin; n < mine.end; ++n) {
-            const int64_t block = n / (i.kv_heads * passes);
-            const int kv_head = static_cast<int>(n / passes % i.kv_heads);
+            // Block after block of one head: its keys, and its values, follow one another in memory.
+            const int64_t block = n / passes % count;
+            const int kv_head = static_cast<int>(n / (passes * count));
             const int first = static_cast<int>(n % passes) * together, queries = std::min(together, group() - first);
             Query query[kQueryTile];
             Partial partial[kQueryTile];

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import tolerances
-from models import CpuSession, build, deviation, llama4_config, random_ids, random_weights, tiny_config, variants
+from models import CpuSession, build, deviation, llama4_config, random_ids, random_weights, replaced, tiny_config, variants
 
 from llama_ext import _core
 from llama_ext.config import LlamaConfig
@@ -18,7 +18,13 @@ from llama_ext.reference import ReferenceSession
 LEVELS = _core.simd_levels()
 THREADS = (1, 2, 3, 5)
 LENGTHS = (1, 15, 16, 17, 127, 128, 129, 255, 256, 257, 300)  # tiles of 16 slots, blocks of 128
-SHAPES = list(itertools.product((8, 24, 64, 80, 128), (1, 3, 4, 5, 8)))
+GROUPS = (1, 3, 4, 5, 8)
+WHOLE_FLOATS = [
+    (head_dim, group, ("f32", "f16", "bf16")[(number // 5 + number) % 3])
+    for number, (head_dim, group) in enumerate(itertools.product((8, 24, 64, 80, 128), GROUPS))
+]
+SHAPES = WHOLE_FLOATS + [(head_dim, group, "q8_0") for head_dim in (32, 64, 96, 128, 256) for group in GROUPS]
+CACHES = ("f32", "f16", "bf16", "q8_0")
 
 
 def one_layer(head_dim: int, group: int, **changes: object) -> LlamaConfig:
@@ -36,9 +42,8 @@ def one_layer(head_dim: int, group: int, **changes: object) -> LlamaConfig:
 @pytest.mark.parametrize("number", range(len(SHAPES)), ids=lambda i: "x".join(map(str, SHAPES[i])))
 def test_shapes(number: int) -> None:
     """Every head size with every group; cache format, level and threads go round with different periods."""
-    head_dim, group = SHAPES[number]
+    head_dim, group, kv_cache = SHAPES[number]
     simd, threads = LEVELS[number % len(LEVELS)], THREADS[number % 4]
-    kv_cache = ("f32", "f16", "bf16")[(number // 5 + number) % 3]
     config = one_layer(head_dim, group)
     weights = random_weights(config, seed=number)
     ids = random_ids(config, 300)
@@ -55,9 +60,11 @@ def test_shapes(number: int) -> None:
 
 
 @pytest.mark.parametrize("simd", LEVELS)
-@pytest.mark.parametrize("kv_cache", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("head_dim", [24, 64])
+@pytest.mark.parametrize("kv_cache", CACHES)
+@pytest.mark.parametrize("head_dim", [24, 64, 96])
 def test_every_level_and_cache_format(simd: str, kv_cache: str, head_dim: int) -> None:
+    if kv_cache == "q8_0" and head_dim == 24:
+        head_dim = 32
     config = one_layer(head_dim, 3)
     program = build(config, random_weights(config, seed=1), kv_cache=kv_cache)
     ids = random_ids(config, 140)
@@ -116,10 +123,10 @@ def test_the_same_bits_whatever_the_rows_and_threads(masked: tuple[Program, list
             at += len(step)
 
 
-@pytest.mark.parametrize("kv_cache", ["f16", "bf16"])
+@pytest.mark.parametrize("kv_cache", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("simd", LEVELS)
-def test_the_same_bits_in_16_bit_caches(kv_cache: str, simd: str) -> None:
-    config = one_layer(24, 5, num_hidden_layers=2)
+def test_the_same_bits_in_narrow_caches(kv_cache: str, simd: str) -> None:
+    config = one_layer(96 if kv_cache == "q8_0" else 24, 5, num_hidden_layers=2)
     program = build(config, random_weights(config, seed=2), kv_cache=kv_cache)
     ids = random_ids(config, 150)
     single = CpuSession(program, threads=1, simd=simd).logits(ids, 1)
@@ -128,12 +135,32 @@ def test_the_same_bits_in_16_bit_caches(kv_cache: str, simd: str) -> None:
 
 
 @pytest.mark.parametrize("simd", LEVELS)
-@pytest.mark.parametrize("kv_cache", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("name", [name for name in MASKED if name != "chunk128"])
+def test_rings_and_rollback_in_q8_0(name: str, simd: str) -> None:
+    """The same bits in steps of one row and of many, around every ring, and after taking positions back and coming again."""
+    config = replaced(MASKED[name], head_dim=32)
+    program = build(config, random_weights(config, seed=2), kv_cache="q8_0", max_rows=20)
+    ids = random_ids(config, 60 if name.startswith("tiny") else 260)
+    single = CpuSession(program, threads=1, simd=simd).logits(ids, 1)
+    assert deviation(single, ReferenceSession(program).logits(ids)) < tolerances.CACHE["q8_0"]
+    session = CpuSession(program, threads=3, simd=simd)
+    for at in range(0, len(ids), 13):
+        step = ids[at : at + 13]
+        assert np.array_equal(session.logits(step), single[at : at + len(step)])
+        back = min(len(step), session.cache.max_rollback)
+        session.rollback(back)
+        session.logits(random_ids(config, back, seed=at))
+        session.rollback(back)
+        assert np.array_equal(session.logits(ids[session.position : at + len(step)]), single[at + len(step) - back : at + len(step)])
+
+
+@pytest.mark.parametrize("simd", LEVELS)
+@pytest.mark.parametrize("kv_cache", CACHES)
 def test_a_nan_that_is_read_shows(simd: str, kv_cache: str) -> None:
     """What the other tests' silence means: a NaN in keys alone or in values alone reaches the logits, whatever its
     bits.
     """
-    config = one_layer(8, 1)
+    config = one_layer(32, 1)
     weights = random_weights(config, seed=2)
     ids = [1, 2, 7, 3, 4]
     for name in ("layers.0.k", "layers.0.v"):
@@ -147,13 +174,14 @@ def test_a_nan_that_is_read_shows(simd: str, kv_cache: str) -> None:
 
 
 @pytest.mark.parametrize("simd", LEVELS)
+@pytest.mark.parametrize("kv_cache", ["f32", "q8_0"])
 @pytest.mark.parametrize("bad", [0xFFFFFFFF, 0x7FC00000, 0x7F800000])
-def test_a_later_row_that_is_not_finite_leaves_the_earlier_ones_alone(simd: str, bad: int) -> None:
+def test_a_later_row_that_is_not_finite_leaves_the_earlier_ones_alone(simd: str, bad: int, kv_cache: str) -> None:
     """Rows of a step share passes over the keys; what a row does not see must not reach it, not even times zero."""
-    config = one_layer(8, 2)
+    config = one_layer(32, 2)
     weights = random_weights(config, seed=2)
     weights["embed"].view(np.uint32)[7, 3] = bad
-    program = build(config, weights, kv_cache="f32")
+    program = build(config, weights, kv_cache=kv_cache)
     ids = [1, 2, 3, 4, 5, 7, 6]
     single = CpuSession(program, simd=simd).logits(ids, 1)
     together = CpuSession(program, simd=simd).logits(ids)

@@ -235,9 +235,10 @@ def test_rollback_on_the_executor(name: str, rows: int) -> None:
             assert deviation(session.logits(others, 4), expected) < tolerances.REFERENCE, (length, first)
 
 
-def test_cache_bytes() -> None:
-    config = llama4_config(8)
-    program = build(config, random_weights(config), kv_cache="f16", max_rows=4)
+@pytest.mark.parametrize("kv_cache", ["f16", "q8_0"])
+def test_cache_bytes(kv_cache: str) -> None:
+    config = llama4_config(8, head_dim=32)
+    program = build(config, random_weights(config), kv_cache=kv_cache, max_rows=4)
     session = CpuSession(program)
     for count in (0, 5, 7, 20):
         session.logits(random_ids(config, count), 4) if count else None

@@ -30,12 +30,20 @@ def test_defaults(tiny: llama_ext.Llama, tiny_path: Path) -> None:
     assert tiny.max_context == tiny.config.max_position_embeddings == 2048
 
 
-@pytest.mark.parametrize("kv_cache", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kv_cache", ["f32", "f16", "bf16", "q8_0"])
 def test_cache_formats_and_context(tiny_path: Path, kv_cache: str) -> None:
     llm = llama_ext.load(str(tiny_path), kv_cache=kv_cache, max_context=100, threads=2)
     assert llm.program.native.caches[0].format == kv_cache
     assert llm.max_context == llm.session().max_context == 100
     assert llm.generate("abc", max_new_tokens=5).timings.prompt_tokens == 3
+
+
+def test_a_q8_0_cache_that_does_not_fit(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "forty.gguf", head_dim=40)
+    assert llama_ext.load(path, threads=1).generate("abc", max_new_tokens=2).timings.prompt_tokens == 3
+    said = r"kv_cache='q8_0' needs a head_dim .* multiple of 32, .* is 40; use one of f32, f16, bf16\."
+    with pytest.raises(llama_ext.OptionError, match=said):
+        llama_ext.load(path, threads=1, kv_cache="q8_0")
 
 
 def test_progress_counts_bytes(tiny_path: Path) -> None:
@@ -53,7 +61,7 @@ def test_progress_counts_bytes(tiny_path: Path) -> None:
         ({"device": 3}, "device=3 is unknown"),
         ({"weights": "q4_0"}, "weights='q4_0'.*leave weights out"),
         ({"draft": "small.gguf"}, "draft='small.gguf'.*leave draft out"),
-        ({"kv_cache": "q8_0"}, "kv_cache='q8_0' is unknown; use one of f32, f16, bf16"),
+        ({"kv_cache": "q4_0"}, "kv_cache='q4_0' is unknown; use one of f32, f16, bf16, q8_0"),
         ({"max_context": 0}, "max_context must be an integer of at least 1, not 0"),
         ({"max_context": 5000}, "max_context=5000 is out of range; the model takes 1 to 2048"),
         ({"max_context": 10.5}, "max_context must be an integer"),

@@ -31,6 +31,7 @@ def write_tiny(
     leave_out: str | None = None,
     sliding_window: int | None = None,
     tokenizer: bool = True,
+    head_dim: int = HEAD_DIM,
 ) -> Path:
     """Writes a model of which single things can be wrong."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -41,6 +42,8 @@ def write_tiny(
     writer.add_feed_forward_length(FFN)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(rows)
@@ -62,10 +65,10 @@ def write_tiny(
     for layer in range(LAYERS):
         shapes |= {
             f"blk.{layer}.attn_norm": (HIDDEN,),
-            f"blk.{layer}.attn_q": (HEADS * HEAD_DIM, HIDDEN),
-            f"blk.{layer}.attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
-            f"blk.{layer}.attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
-            f"blk.{layer}.attn_output": (HIDDEN, HEADS * HEAD_DIM),
+            f"blk.{layer}.attn_q": (HEADS * head_dim, HIDDEN),
+            f"blk.{layer}.attn_k": (KV_HEADS * head_dim, HIDDEN),
+            f"blk.{layer}.attn_v": (KV_HEADS * head_dim, HIDDEN),
+            f"blk.{layer}.attn_output": (HIDDEN, HEADS * head_dim),
             f"blk.{layer}.ffn_norm": (HIDDEN,),
             f"blk.{layer}.ffn_gate": (FFN, HIDDEN),
             f"blk.{layer}.ffn_up": (FFN, HIDDEN),

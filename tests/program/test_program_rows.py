@@ -3,9 +3,11 @@ second implementation that has neither steps nor a cache."""
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import pytest
 import tolerances
+import torch
 from models import (
     build,
     deviation,
@@ -20,7 +22,7 @@ from models import (
 )
 
 from llama_ext.program import Program
-from llama_ext.reference import ReferenceSession
+from llama_ext.reference import ReferenceSession, q8_0
 
 LENGTH = 40  # five chunks of 8, ten of 4, eight windows of 5
 VARIANTS = variants()
@@ -109,15 +111,47 @@ def test_query_heads_share_key_value_heads_in_order(group: int) -> None:
         assert deviation(found, plain_logits(config, weights, ids)) > 10 * tolerances.REFERENCE
 
 
-@pytest.mark.parametrize("kv_cache", ["f16", "bf16"])
-def test_16_bit_caches_lose_only_their_rounding(kv_cache: str) -> None:
-    config = llama4_config(8)
+@pytest.mark.parametrize("kv_cache", ["f16", "bf16", "q8_0"])
+def test_narrow_caches_lose_only_their_rounding(kv_cache: str) -> None:
+    config = llama4_config(8, head_dim=32)
     weights = random_weights(config, seed=4)
     ids = random_ids(config, 30)
     session = ReferenceSession(build(config, weights, kv_cache=kv_cache, max_rows=16))
     found = session.logits(ids)
-    # One rounding of 2^-11 or 2^-8 of every key and value, through four layers.
-    rounding = {"f16": 2.0**-11, "bf16": 2.0**-8}[kv_cache]
+    # One rounding of 2^-11 or 2^-8 of every key and value, or of half a step of 1/127 of its block's largest, through four
+    # layers.
+    rounding = {"f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 0.5 / 127}[kv_cache]
     assert rounding / 100 < deviation(found, plain_logits(config, weights, ids)) < 10 * rounding
     again = ReferenceSession(build(config, weights, kv_cache=kv_cache, max_rows=16))
     assert deviation(stepped(again, ids, 1), found) < tolerances.CACHE[kv_cache]
+
+
+def test_q8_0_is_ggmls() -> None:
+    """The definition against the gguf package's own quantizer, over sizes from f16's subnormal scales to its largest."""
+    rng = np.random.default_rng(11)
+    size = 2.0 ** rng.uniform(-24, 16, (4000, 1))
+    x = (rng.normal(0, 1, (4000, 96)) * size).astype(np.float32)
+    x[::7, :32] = 0
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    expected = gguf.quants.dequantize(gguf.quants.quantize(x, q8), q8)
+    found = q8_0(torch.from_numpy(x)).numpy()
+    # It multiplies by a rounded 1 / d where we multiply by a rounded 127 / max: a quotient next to a half may fall on either side.
+    apart = found != expected
+    step = np.abs(x.reshape(-1, 3, 32)).max(-1).repeat(32, -1).reshape(x.shape) / 127
+    assert apart.mean() < 1e-4 and (np.abs(found - expected) <= 1.1 * step)[apart].all()
+    half_a_step = 0.5 * step + 127 * 2.0**-11 * step + 127 * 2.0**-25  # the quotient's, the scale's normal or subnormal
+    assert (np.abs(found - x) <= half_a_step).all() and not (np.abs(found - x) <= 0.4 * step).all()
+
+
+def test_q8_0_at_its_borders() -> None:
+    ties = torch.zeros(1, 32)
+    ties[0, :8] = torch.tensor([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5])
+    assert q8_0(ties)[0, :8].tolist() == [127, 0, 2, 2, 0, -2, -2, 126]
+    for bad in (torch.nan, torch.inf, -torch.inf, 1e7):
+        x = torch.ones(2, 64)
+        x[1, 40] = bad
+        finite = torch.isfinite(q8_0(x))
+        assert not finite[1, 32:].any() and finite.sum() == 96
+    for small in (0.0, 1e-38, 1e-45, 1e-7):  # nothing, and what f16's scale cannot hold
+        assert (q8_0(torch.full((1, 32), small)) == 0).all()
+    assert (q8_0(torch.full((1, 32), 2e-5)) > 0).all()

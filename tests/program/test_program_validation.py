@@ -18,6 +18,7 @@ from models import (
     native_weight,
     random_weight,
     random_weights,
+    replaced,
     tiny_config,
     variants,
     weight_shapes,
@@ -242,12 +243,30 @@ def test_two_attentions_cannot_share_a_cache() -> None:
 
 def test_options() -> None:
     for kv_cache in ("q8", "F16", ""):
-        with pytest.raises(OptionError, match="use one of f32, f16, bf16"):
+        with pytest.raises(OptionError, match="use one of f32, f16, bf16, q8_0"):
             build(CONFIG, WEIGHTS, kv_cache=kv_cache)
     for context in (0, -1, 129):
         with pytest.raises(OptionError, match=f"max_context={context} is out of range; the model takes 1 to 128"):
             build(CONFIG, WEIGHTS, max_context=context)
     assert build(CONFIG, WEIGHTS, max_context=128).native.max_context == 128
+
+
+@pytest.mark.parametrize("head_dim", [8, 24, 40, 80, 120])
+def test_a_q8_0_cache_needs_whole_blocks(head_dim: int) -> None:
+    config = tiny_config(head_dim=head_dim)
+    said = rf"kv_cache='q8_0' needs a head_dim .* multiple of 32, .* is {head_dim}; use one of f32, f16, bf16\."
+    with pytest.raises(OptionError, match=said):
+        build(config, {}, kv_cache="q8_0")  # before any weight is read
+    # The compiled program holds to it too, whoever builds it.
+    code = build(config, random_weights(config)).code
+    cache = _core.CacheLayer(kv_heads=2, head_dim=head_dim, capacity=128, format="q8_0")
+    with pytest.raises(ValueError, match=f"q8_0 needs a head_dim that is a multiple of 32, is {head_dim}; f32, f16"):
+        _core.Program(vocab=61, hidden=32, max_context=4, max_rows=1, ropes=[], caches=[cache], code=code)
+
+
+def test_unknown_cache_formats() -> None:
+    with pytest.raises(ValueError, match="unknown cache format 'q4_0'; known: f32, f16, bf16, q8_0"):
+        _core.CacheLayer(kv_heads=2, head_dim=32, capacity=128, format="q4_0")
 
 
 # --- costs ------------------------------------------------------------------------------------------------------------
@@ -310,11 +329,12 @@ def test_operations_by_hand() -> None:
             assert three == 3 * expected[name]
 
 
+@pytest.mark.parametrize("kv_cache", ["f16", "q8_0"])
 @pytest.mark.parametrize("name", variants())
-def test_cache_bytes_and_operations_by_counting(name: str) -> None:
-    config = variants()[name]
-    program = build(config, random_weights(config), kv_cache="f16", max_rows=16)
-    slot = 2 * config.num_key_value_heads * config.head_dim * 2
+def test_cache_bytes_and_operations_by_counting(name: str, kv_cache: str) -> None:
+    config = replaced(variants()[name], head_dim=64)
+    program = build(config, random_weights(config), kv_cache=kv_cache, max_rows=16)
+    slot = 2 * config.num_key_value_heads * (64 * 2 if kv_cache == "f16" else 64 + 2 * 2)
     for index, i in enumerate(program.code):
         if not isinstance(i, _core.Attention):
             assert program.native.cost(index, 3, 9).cache_bytes == 0

@@ -102,17 +102,21 @@ void append_as<Q8Cache>(const CacheView& cache, int kv_head, int64_t slot, const
     }
 }
 
+// Of the 16 slots from `first` on, those in front of `end`.
+LLAMA_EXT_INLINE uint32_t before(int64_t first, int64_t end) {
+    const int64_t n = end - first;
+    return n <= 0 ? 0 : n >= kKeyTile ? 0xffff : (1u << n) - 1;
+}
+
 // Which of the 16 slots from `first` on lie in the range and in front of `end`.
 LLAMA_EXT_INLINE uint32_t visible(const SlotRange& range, int64_t first, int64_t end) {
-    uint32_t mask = 0;
-    for (int i = 0; i < kKeyTile; ++i) {
-        const int64_t slot = first + i;
-        const bool inside =
-            range.low <= range.high ? range.low <= slot && slot <= range.high : slot <= range.high || slot >= range.low;
-        mask |= static_cast<uint32_t>(inside && slot < end) << i;
-    }
-    return mask;
+    const uint32_t from_low = ~before(first, range.low), to_high = before(first, range.high + 1);
+    return (range.low <= range.high ? from_low & to_high : from_low | to_high) & before(first, end);
 }
+
+// Tiles of q8_0 are asked for by hand so many tiles ahead, in this block or the next: with half as many bytes an element, the
+// hardware's own look-ahead leaves a third of the time waiting. The wider formats gain nothing from it.
+constexpr int kTilesAhead = 4;
 
 // Scores of `count` queries with `tiles` tiles of keys from `keys` on, into scores [count][kKeyBlock] from column `at` on.
 template <class C, int count, int tiles>
@@ -125,6 +129,8 @@ LLAMA_EXT_INLINE void score(const typename C::Element* keys, const Query* querie
             for (int t = 0; t < tiles; ++t) acc[i][t] = zero();
         for (int64_t d = from; d < from + part; ++d) {
             F32x16 k[tiles];
+            if (kScaled<C> && d % (64 / kKeyTile) == 0)
+                for (int t = 0; t < tiles; ++t) __builtin_prefetch(keys + (t + kTilesAhead) * tile + d * kKeyTile);
             for (int t = 0; t < tiles; ++t) k[t] = C::load16(keys + t * tile + d * kKeyTile);
             for (int i = 0; i < count; ++i) {
                 const F32x16 q = broadcast(queries[i].q[d]);
@@ -165,6 +171,7 @@ LLAMA_EXT_INLINE void weigh_tile(const typename C::Element* values, int64_t head
     for (uint32_t mask = seen.any[tile]; mask; mask &= mask - 1) {
         const int bit = __builtin_ctz(mask);
         const typename C::Element* row = values + bit * head_dim + from;
+        if (kScaled<C>) __builtin_prefetch(row + kTilesAhead * tile_elements<C>(head_dim));
         F32x16 v[vectors];
         for (int j = 0; j < vectors - 1; ++j) v[j] = C::load16(row + 16 * j);
         v[vectors - 1] = last == 16 ? C::load16(row + 16 * (vectors - 1)) : C::load_some(row + 16 * (vectors - 1), last);
