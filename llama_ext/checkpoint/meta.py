@@ -180,6 +180,7 @@ class MetaSource(Source):
     ) -> Tensor:
         """The tensor `name` from what `cut` takes of the stored one in each shard."""
         shards = [self._find(shard, stored) for shard in self._shards]
+        values = [shard.values() for shard in shards]  # says which types are no weights
         form = shards[0].format
         if any(shard.format != form for shard in shards):
             raise CheckpointError(
@@ -188,12 +189,12 @@ class MetaSource(Source):
         if is_vector(name):
             if shards[0].shape != self._shapes[name]:
                 raise self._misfit(stored, shards, self._shapes[name])
-            vector = to_float32(bytes_of(shards[0].values()), form)
+            vector = to_float32(bytes_of(values[0]), form)
             return Tensor(label or stored, "F32", 1, len(vector), vector.view(np.uint8))
         rows, cols = self._shapes[name]
         if any(not shard.shape or 0 in shard.shape for shard in shards):
             raise self._misfit(stored, shards, (rows, cols))
-        parts = [cut(shard.values()) for shard in shards]
+        parts = [cut(array) for array in values]
         if any(part.values.ndim != 2 for part in parts):
             raise self._misfit(stored, shards, (rows, cols))
         if name.endswith((".k", ".v")):

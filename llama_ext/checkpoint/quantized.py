@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_ext import _core
-from llama_ext.checkpoint.assemble import bytes_of
 from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.checkpoint.layout import is_router, is_vector
 from llama_ext.checkpoint.source import Bytes, Source, Tensor
-from llama_ext.errors import OptionError
+from llama_ext.errors import CheckpointError, OptionError
 
 __all__ = ["QuantizedSource", "fitting_format", "quantized", "weight_format"]
-
-_FLOATS = ("F32", "F16", "BF16")
 
 
 def weight_format(name: object) -> str:
@@ -111,20 +108,10 @@ class QuantizedSource(Source):
 
 
 def _maker(tensor: Tensor, target: str, threads: int) -> Callable[[], Bytes]:
-    if target in _FLOATS:
-        return lambda: _from_float32(tensor.weight().dequantize(), target)
-    return lambda: _core.quantize(tensor.weight(), target, threads).reshape(-1)
+    def make() -> Bytes:
+        try:
+            return _core.quantize(tensor.weight(), target, threads).reshape(-1)
+        except ValueError as error:  # not a number, or too large for the format
+            raise CheckpointError(f"{error}; use weights='bf16', or download the model again.") from error
 
-
-def _from_float32(values: npt.NDArray[np.float32], format: str) -> Bytes:
-    """Rounded to the nearest, ties to even; what is too large for F16 becomes infinite."""
-    if format == "F32":
-        return bytes_of(values)
-    if format == "F16":
-        with np.errstate(over="ignore"):
-            return bytes_of(values.astype(np.float16))
-    bits = values.view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    # A NaN stays one: the addition could carry it over to a zero.
-    rounded = np.where(np.isnan(values), bits | np.uint32(0x400000), rounded)
-    return bytes_of((rounded >> np.uint32(16)).astype(np.uint16))
+    return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from llama_ext.checkpoint.gguf import FORMATS
-from llama_ext.checkpoint.layout import is_router
+from llama_ext.checkpoint.layout import is_router, is_vector
 from llama_ext.checkpoint.names import GgufName, GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import QuantizedSource
-from llama_ext.checkpoint.source import Bytes, Source, Tensor, to_float32
+from llama_ext.checkpoint.source import Bytes, Source, to_float32
 from llama_ext.config import LlamaConfig
 from llama_ext.errors import CheckpointError, OptionError
 
@@ -91,7 +92,7 @@ def write_gguf(
     if path.exists() and not force:
         raise OptionError(f"{path}: is there already; give another name, or --force to replace it.")
     entries = [_entry(source, name) for name in gguf_names(source.config)]
-    if (unused := source.unused()):
+    if unused := source.unused():
         raise CheckpointError(
             f"{source.path}: has weights that llama_ext has no use for ({', '.join(unused[:4])}"
             + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
@@ -137,31 +138,30 @@ def _padded(count: int) -> int:
 
 def _entry(source: Source, name: GgufName) -> _Entry:
     """A tensor of the file, from one of the layout or from the experts that it stacks."""
-    first = source.tensor(name.parts[0])
-    # Routers in float32, as every reader of GGUF expects them; it holds all that a narrower type held.
-    widened = is_router(name.parts[0]) and first.format in ("F16", "BF16")
-    form = "F32" if widened else first.format
-    shape = (first.cols,) if len(name.shape) == 1 else (first.rows, first.cols)
-    if len(name.parts) == 1 and not name.name.endswith("_exps.weight"):
-        expected = name.shape
-    else:
-        expected, shape = name.shape, (len(name.parts), *shape)
-    if shape != expected:
+    tensors = [source.tensor(part) for part in name.parts]
+    first = tensors[0]
+    for tensor in tensors:
+        if (tensor.format, tensor.rows, tensor.cols) != (first.format, first.rows, first.cols):
+            raise CheckpointError(
+                f"{source.path}: '{first.stored}' is {first.format} [{first.rows}, {first.cols}] and "
+                f"'{tensor.stored}' {tensor.format} [{tensor.rows}, {tensor.cols}], which one tensor of a GGUF "
+                "cannot hold; convert to one format, such as --weights q8_0."
+            )
+    shape: tuple[int, ...] = (first.cols,) if is_vector(name.parts[0]) else (first.rows, first.cols)
+    if len(name.shape) == 3:
+        shape = (len(tensors), *shape)
+    if shape != name.shape:
         raise CheckpointError(
-            f"{source.path}: the tensor '{first.stored}' is {list(shape)}, the config asks for {list(expected)}; "
+            f"{source.path}: the tensor '{first.stored}' is {list(shape)}, the config asks for {list(name.shape)}; "
             "download the model again."
         )
-    nbytes = len(name.parts) * Tensor("", form, first.rows, first.cols, np.empty(0, np.uint8)).nbytes
+    # Routers in float32, as readers of GGUF expect them; it holds all that a narrower type held.
+    widened = is_router(name.parts[0]) and first.format in ("F16", "BF16")
+    form = "F32" if widened else first.format
+    nbytes = len(tensors) * dataclasses.replace(first, format=form).nbytes
 
     def pieces() -> Iterator[Bytes]:
-        for part in name.parts:
-            tensor = source.tensor(part)
-            if (tensor.format, tensor.rows, tensor.cols) != (first.format, first.rows, first.cols):
-                raise CheckpointError(
-                    f"{source.path}: '{first.stored}' is {first.format} [{first.rows}, {first.cols}] and "
-                    f"'{tensor.stored}' {tensor.format} [{tensor.rows}, {tensor.cols}], which one tensor of a GGUF "
-                    "cannot hold; convert to one format, such as --weights q8_0."
-                )
+        for tensor in tensors:
             yield to_float32(tensor.read(), tensor.format).view(np.uint8) if widened else tensor.read()
 
     return _Entry(name.name, shape, form, nbytes, pieces)
