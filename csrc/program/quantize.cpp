@@ -199,7 +199,8 @@ QUANTIZE_INLINE float largest_lane(V a) {
 }
 
 // Scale and minimum <= 0 of x ~ scale * q + minimum, q an integer of 0 to kLargest, for the least sum of w (x - ...)^2 over a
-// lane. For given q they follow from least squares; q is tried from steps around the range / kLargest, then from the best so far.
+// lane. For given q they follow from least squares; q is tried from steps around range / kLargest, then from the best so far,
+// over and over (Lloyd's method).
 template <int kLargest>
 QUANTIZE_INLINE void fit_affine(const V* x, const V* w, V* best_scale, V* best_minimum) {
     constexpr int kCandidates = 8;
@@ -265,6 +266,7 @@ QUANTIZE_INLINE float block_affine_k(const float* source, std::byte* out) {
     for (int i = 0; i < 32; ++i) squares += x[i] * x[i];
     V rms;
     for (int j = 0; j < kLanes; ++j) rms[j] = std::sqrt(squares[j] * (1.0f / 32));
+    // An error matters more where the weight is large, and is not free where it is small.
     for (int i = 0; i < 32; ++i) w[i] = rms + abs(x[i]);
 
     V scale, minimum;
