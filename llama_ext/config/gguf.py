@@ -2,7 +2,7 @@
 
 Architectures: "llama" (Llama 1 to 3, Mistral, and Mixtral where `expert_count` is above 0) and "llama4".
 
-llama.cpp keeps several facts of Llama 4 in its code, not in the file. Where a file lacks our own keys, these are assumed:
+llama.cpp keeps several facts of Llama 4 in its code, not in the file. Where a file lacks our own keys, this is assumed:
 
 - every 4th layer (the 4th, the 8th, ...) is global and does not rotate, the others are chunked and rotate; with
   `attention.sliding_window` 0 all are global and rotate;

@@ -60,8 +60,7 @@ def _check_numbers(
     """Types and ranges of a dataclass's fields; integers among `numbers` become floats."""
     for name, (least, most) in (*integers.items(), *numbers.items()):
         value: Any = getattr(config, name)
-        kinds: tuple[type, ...] = (int,) if name in integers else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, int if name in integers else int | float):
             raise CheckpointError(
                 f"{prefix}{name} must be {'an integer' if name in integers else 'a number'} "
                 f"from {least:,} to {most:,}, is {value!r:.60}; convert the model again."

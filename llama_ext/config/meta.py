@@ -45,8 +45,8 @@ def feed_forward_size(
 ) -> int:
     """The inner size of a feed-forward layer (llama_models, `FeedForward` and `MoE`).
 
-    2/3 of `ffn_exp` times `dim`, times the multiplier, divided by `shared`, each cut to an integer; at last rounded up to
-    a multiple of `multiple_of`.
+    2/3 of `ffn_exp` times `dim`, times the multiplier, divided by `shared`, each cut to an integer; at last rounded up
+    to a multiple of `multiple_of`.
     """
     size = int(2 * int(ffn_exp * dim) / 3)
     if ffn_dim_multiplier is not None:
