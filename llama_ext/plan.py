@@ -46,8 +46,8 @@ class WeightBytes:
 
     Attributes:
         total: all of them.
-        per_token: what decoding one token reads: the chosen experts and all that tokens share; of an embedding that is
-            not the head too, one row.
+        per_token: what decoding one token reads: the chosen experts and all that tokens share; of the embedding
+            one row.
         experts: of `total`, the experts that routers choose among.
     """
 
@@ -101,12 +101,12 @@ def weight_bytes(config: LlamaConfig, format: str) -> WeightBytes:
         return m.rows * _row_bytes("F32" if m.kind in ("vector", "router") else name, m.cols)
 
     found = matrices(config)
-    # The head reads all of a tied embedding, else a token reads its own row.
-    lookup = 0 if config.tie_word_embeddings else next(size(m) // m.rows for m in found if m.name == "embed")
-    shared = sum(size(m) * m.active for m in found if m.name != "embed" or config.tie_word_embeddings)
+    lookup = next(size(m) // m.rows for m in found if m.name == "embed")
+    # A tied embedding is read as the head.
+    used = sum(size(m) * m.active for m in found if m.name != "embed" or config.tie_word_embeddings)
     return WeightBytes(
         total=sum(size(m) * m.count for m in found),
-        per_token=shared + lookup,
+        per_token=used + lookup,
         experts=sum(size(m) * m.count for m in found if m.kind == "expert"),
     )
 
@@ -175,8 +175,8 @@ def fitting_tokens(config: LlamaConfig, memory: int, kv_cache: str = "f16") -> i
 def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]:
     """What would fit into `memory` bytes where `wanted` does not: arguments of `load`, the least loss first.
 
-    Each is one change; if none is enough, the first combination of a smaller format, a q8_0 cache and a shorter context
-    that is; [] if nothing fits.
+    Each is one change; if none is enough, the first combination of a smaller format, a q8_0 cache, a shorter context
+    and experts left in the file that is; [] if nothing fits.
     """
     found = []
     if wanted.total <= memory:
@@ -204,17 +204,28 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
             found.append(f"resident_limit={rest // 10**6 * 10**6}")
     if found:
         return found
+    formats = [("", wanted.weight), *smaller]
     for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
-        for name, weight in smaller:
+        for name, weight in formats:
             room = memory - weight.total - wanted.buffers
             tokens = _round_down(fitting_tokens(config, room, kv_cache)) if room > 0 else 0
-            tokens = min(tokens, wanted.tokens)
             if tokens >= min(_LEAST_TOKENS, wanted.tokens):
-                parts = [f"weights={name.lower()!r}"]
-                parts += [f"kv_cache={kv_cache!r}"] if kv_cache != wanted.kv_cache else []
-                parts += [f"max_context={tokens}"] if tokens < wanted.tokens else []
-                return [" with ".join(parts)]
+                return [_combined(wanted, name, kv_cache, tokens)]
+    if wanted.weight.experts:
+        name, weight = formats[-1]
+        tokens = min(wanted.tokens, CONTEXTS[0])
+        rest = memory - (_plan(config, weight, "", wanted.kv_cache, tokens).total - weight.experts)
+        if rest >= weight.experts // sum(config.moe_layers):
+            return [_combined(wanted, name, wanted.kv_cache, tokens, rest)]
     return []
+
+
+def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int, resident: int | None = None) -> str:
+    parts = [f"weights={weights.lower()!r}"] if weights else []
+    parts += [f"kv_cache={kv_cache!r}"] if kv_cache != wanted.kv_cache else []
+    parts += [f"max_context={tokens}"] if tokens < wanted.tokens else []
+    parts += [f"resident_limit={resident // 10**6 * 10**6}"] if resident is not None else []
+    return " with ".join(parts)
 
 
 def check_fits(
@@ -307,9 +318,11 @@ def _row_bytes(format: str, cols: int) -> int:
 
 
 def _smaller_formats(config: LlamaConfig, wanted: MemoryPlan) -> list[tuple[str, WeightBytes]]:
-    """Formats whose weights take less than `wanted`'s, the largest first."""
+    """Formats whose weights take less than `wanted`'s, the largest first, the smallest last."""
     sizes = [(name, weight_bytes(config, name)) for name in _core.formats if name not in ("F32", "F16")]
-    return sorted(((n, w) for n, w in sizes if w.total < wanted.weight.total), key=lambda item: -item[1].total)
+    found = [(name, weight) for name, weight in sizes if weight.total < wanted.weight.total]
+    # Of two formats of one size the one with scales for smaller blocks is the more exact.
+    return sorted(found, key=lambda item: (-item[1].total, not item[0].endswith("_K")))
 
 
 def _round_down(tokens: int) -> int:
