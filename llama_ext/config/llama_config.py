@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,16 +52,15 @@ _SCALING_NUMBERS: Mapping[str, tuple[float, float]] = {
 
 
 def _check_numbers(
-    config: object,
+    config: Any,
     prefix: str,
     integers: Mapping[str, tuple[int, int]],
     numbers: Mapping[str, tuple[float, float]],
 ) -> None:
     """Types and ranges of a dataclass's fields; integers among `numbers` become floats."""
     for name, (least, most) in (*integers.items(), *numbers.items()):
-        value = getattr(config, name)
-        kinds: tuple[type, ...] = (int,) if name in integers else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        value: Any = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int if name in integers else int | float):
             raise CheckpointError(
                 f"{prefix}{name} must be {'an integer' if name in integers else 'a number'} "
                 f"from {least:,} to {most:,}, is {value!r:.60}; convert the model again."
@@ -197,10 +196,11 @@ class LlamaConfig:
             set_field(self, "rope_layers", (True,) * self.num_hidden_layers)
         if not self.moe_layers:
             set_field(self, "moe_layers", (self.num_local_experts > 0,) * self.num_hidden_layers)
-        for name, kind in (("layer_kinds", str), ("rope_layers", bool), ("moe_layers", bool)):
+        for name in ("layer_kinds", "rope_layers", "moe_layers"):
             value = getattr(self, name)
-            if not isinstance(value, tuple | list) or not all(isinstance(entry, kind) for entry in value):
-                what = "names" if kind is str else "true and false"
+            entries = str if name == "layer_kinds" else bool
+            if not isinstance(value, tuple | list) or not all(isinstance(entry, entries) for entry in value):
+                what = "names" if name == "layer_kinds" else "true and false"
                 raise CheckpointError(f"the config's {name} must be a list of {what}, is {value!r:.60}.")
             set_field(self, name, tuple(value))
             if len(value) != self.num_hidden_layers:
@@ -212,9 +212,9 @@ class LlamaConfig:
             raise CheckpointError(
                 f"the config has layers of unknown kind {sorted(unknown)!r:.60}; kinds are {', '.join(LAYER_KINDS)}."
             )
-        for kind, name in (("chunked", "attention_chunk_size"), ("sliding", "sliding_window")):
-            if kind in self.layer_kinds and not getattr(self, name):
-                raise CheckpointError(f"the config has {kind} layers, but their size, {name}, is 0.")
+        for kind, size in (("chunked", "attention_chunk_size"), ("sliding", "sliding_window")):
+            if kind in self.layer_kinds and not getattr(self, size):
+                raise CheckpointError(f"the config has {kind} layers, but their size, {size}, is 0.")
 
     def _check_experts(self) -> None:
         experts, chosen = self.num_local_experts, self.num_experts_per_tok
@@ -264,84 +264,80 @@ class LlamaConfig:
                 scaled.append((1 - blend) * frequency / s.factor + blend * frequency)
         return scaled
 
+    def parameters(self) -> tuple[int, int]:
+        """(total, active): the weights of the model, and of them those that one token uses.
+
+        Active are the chosen experts of each layer and everything that all tokens share: attention, routers, shared
+        experts, norms, the embedding and the head, both as a whole (of the embedding a token reads one row). So does
+        "12.9B active" of Mixtral 8x7B count. A tied head counts once, and there is no vision tower.
+        """
+        from llama_ext.config.matrices import matrices
+
+        found = matrices(self)
+        return (
+            sum(m.rows * m.cols * m.count for m in found),
+            sum(m.rows * m.cols * m.active for m in found),
+        )
+
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, object], tensor_names: frozenset[str] | set[str]) -> LlamaConfig:
-        """From a GGUF file's metadata (keys ``llama.*``) and the names of its tensors.
+    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """From the content of a Hugging Face `config.json`.
+
+        Served are the model types llama, mistral, mixtral, llama4 (its text model) and llama4_text, as old and new
+        versions of transformers write them (`rope_theta` and `rope_scaling`, or `rope_parameters`; `rope_type` or
+        `type`).
+
+        Raises:
+            CheckpointError: another model type, a missing or mistyped field, a feature that is not served, or an
+                unknown field whose name says that it may change the result.
+        """
+        from llama_ext.config.huggingface import from_hf
+
+        return from_hf(config)
+
+    @classmethod
+    def from_meta(
+        cls,
+        params: Mapping[str, Any],
+        tensors: Mapping[str, Sequence[int]] | None = None,
+        *,
+        max_position_embeddings: int | None = None,
+    ) -> LlamaConfig:
+        """From the content of Meta's `params.json`, of Llama 1 to Llama 4.
+
+        Args:
+            params: the file's content.
+            tensors: name -> shape of the checkpoint's tensors, whole (not of a shard), as far as they are known. They
+                tell the vocabulary's size and whether the head is the embedding, which the file does not.
+            max_position_embeddings: positions that the model was trained for, which the file does not tell either.
+                None: those of the released models of this kind (`llama_ext.config.meta`).
+
+        Raises:
+            CheckpointError: a missing or mistyped field, a feature that is not served, or an unknown field.
+        """
+        from llama_ext.config.meta import from_meta
+
+        return from_meta(params, tensors, max_position_embeddings)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, object], tensor_names: Set[str]) -> LlamaConfig:
+        """From a GGUF file's metadata (keys ``llama.*`` or ``llama4.*``, and ``llama_ext.*``) and its tensors' names.
+
+        `rope_scaling` stays None where the file has the tensor `rope_freqs.weight`, which holds the same as factors.
 
         Raises:
             CheckpointError: another architecture, a missing or mistyped key, or a feature that is not served.
         """
-        architecture = metadata.get("general.architecture")
-        if not isinstance(architecture, str) or architecture != "llama":
-            raise CheckpointError(
-                f"this GGUF holds a model of architecture {architecture!r:.60}; only 'llama' is served so far."
-            )
+        from llama_ext.config.gguf import from_gguf
 
-        def get(key: str, kind: type[Any], default: Any = None) -> Any:
-            value = metadata.get(f"llama.{key}", default)
-            if value is None:
-                raise CheckpointError(f"the GGUF lacks the key 'llama.{key}'; convert the model again.")
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise CheckpointError(
-                    f"the GGUF's key 'llama.{key}' must be {'an integer' if kind is int else 'a number'}, "
-                    f"is {value!r:.60}."
-                )
-            return value
+        return from_gguf(metadata, tensor_names)
 
-        if get("expert_count", int, 0):
-            raise CheckpointError("this GGUF holds a mixture of experts, which is not served yet.")
-        if metadata.get("llama.attention.causal", True) is not True or get("pooling_type", int, 0):
-            raise CheckpointError(
-                "this GGUF holds a model of embeddings ('llama.attention.causal', 'llama.pooling_type'), "
-                "which is not served; use one that generates text."
-            )
-        layers = get("block_count", int)
-        heads = get("attention.head_count", int)
-        hidden = get("embedding_length", int)
-        if layers <= 0 or heads <= 0:
-            raise CheckpointError(
-                f"the GGUF claims {layers} layers and {heads} attention heads; convert the model again."
-            )
-        head_dim = get("attention.key_length", int, hidden // heads)
-        if get("attention.value_length", int, head_dim) != head_dim:
-            raise CheckpointError(
-                "keys and values of different length ('llama.attention.value_length') are not served."
-            )
-        if get("rope.dimension_count", int, head_dim) != head_dim:
-            raise CheckpointError(
-                f"rotation of {get('rope.dimension_count', int)} of {head_dim} dimensions "
-                "('llama.rope.dimension_count') is not served."
-            )
-        scaling = metadata.get("llama.rope.scaling.type", "none")
-        if not isinstance(scaling, str) or scaling not in ("none", ""):
-            raise CheckpointError(
-                f"RoPE scaling {scaling!r:.60} ('llama.rope.scaling.type') is not served; "
-                "Llama 3's scaling comes as the tensor 'rope_freqs.weight'."
-            )
-        for key in ("rope.scale_linear", "rope.scaling.factor", "rope.scaling.attn_factor"):
-            if (factor := get(key, float, 1.0)) != 1:
-                raise CheckpointError(
-                    f"RoPE scaling by {factor:g} ('llama.{key}') is not served; "
-                    "Llama 3's scaling comes as the tensor 'rope_freqs.weight'."
-                )
-        tokens = metadata.get("tokenizer.ggml.tokens")
-        vocab = metadata.get("llama.vocab_size", len(tokens) if isinstance(tokens, list) else None)
-        if not isinstance(vocab, int) or isinstance(vocab, bool):
-            raise CheckpointError("the GGUF says nothing of the vocabulary's size; convert the model again.")
-        return cls(
-            hidden_size=hidden,
-            intermediate_size=get("feed_forward_length", int),
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=get("attention.head_count_kv", int, heads),
-            head_dim=head_dim,
-            vocab_size=vocab,
-            max_position_embeddings=get("context_length", int),
-            rms_norm_eps=get("attention.layer_norm_rms_epsilon", float),
-            rope_theta=get("rope.freq_base", float, 10000.0),
-            sliding_window=get("attention.sliding_window", int, 0),
-            tie_word_embeddings="output.weight" not in tensor_names,
-            name=str(metadata.get("general.name", "")),
-        )
+    def to_gguf(self) -> dict[str, object]:
+        """The metadata that `from_gguf` reads as this config: standard keys first, then ``llama_ext.*``.
+
+        Values are int, float, bool, str and lists of them. The head is tied where the file has no `output.weight`.
+        Keys ``llama_ext.*`` that a file had before are no longer valid.
+        """
+        from llama_ext.config.gguf import to_gguf
+
+        return to_gguf(self)

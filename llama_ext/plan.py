@@ -1,0 +1,329 @@
+"""How much memory a model takes, told from its config alone: weights, keys and values, buffers; and what would fit.
+
+All counts are bytes; tokens are positions of one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llama_ext import _core
+from llama_ext.config import LlamaConfig
+from llama_ext.config.matrices import Matrices, matrices
+from llama_ext.errors import CheckpointError, OptionError
+from llama_ext.machine import available_memory
+from llama_ext.program import MAX_ROWS
+
+__all__ = [
+    "CACHE_FORMATS",
+    "CONTEXTS",
+    "MemoryPlan",
+    "WeightBytes",
+    "buffer_bytes",
+    "cache_bytes",
+    "check_fits",
+    "context_lengths",
+    "fitting_tokens",
+    "plan",
+    "proposals",
+    "size_text",
+    "weight_bytes",
+]
+
+CONTEXTS = (8192, 131_072, 1_048_576, 10_485_760)
+"""Lengths that tables show: 8K, 128K, 1M and 10M tokens."""
+
+CACHE_FORMATS: Mapping[str, tuple[int, int]] = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34)}
+"""Format of keys and values -> (elements a block, bytes a block)."""
+
+_LEAST_TOKENS = 512  # a proposal of a shorter context helps nobody
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBytes:
+    """What the weights of a model take.
+
+    Attributes:
+        total: all of them.
+        per_token: what decoding one token reads: the chosen experts and all that tokens share; of the embedding
+            one row.
+        experts: of `total`, the experts that routers choose among.
+    """
+
+    total: int
+    per_token: int
+    experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model and one session of it take.
+
+    Attributes:
+        weights: format of the matrices, or "file": as a file has them.
+        kv_cache: format of keys and values.
+        tokens: positions whose keys and values are counted.
+        weight: bytes of the weights.
+        cache: kind of layer -> bytes of keys and values of `tokens` positions.
+        buffers: bytes of everything else (an estimate).
+    """
+
+    weights: str
+    kv_cache: str
+    tokens: int
+    weight: WeightBytes
+    cache: Mapping[str, int]
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all together."""
+        return self.weight.total + sum(self.cache.values()) + self.buffers
+
+
+def weight_bytes(config: LlamaConfig, format: str) -> WeightBytes:
+    """Bytes of the weights in a format.
+
+    Norms and routers stay in float32. Rows that are no whole number of the format's blocks are in Q8_0, or in BF16
+    where its blocks of 32 do not fit either.
+
+    Args:
+        config: the model.
+        format: a key of `_core.formats`, in upper or lower case.
+
+    Raises:
+        OptionError: there is no such format.
+    """
+    name = _weight_format(format)
+
+    def size(m: Matrices) -> int:
+        return m.rows * _row_bytes("F32" if m.kind in ("vector", "router") else name, m.cols)
+
+    found = matrices(config)
+    lookup = next(size(m) // m.rows for m in found if m.name == "embed")
+    # A tied embedding is read as the head.
+    used = sum(size(m) * m.active for m in found if m.name != "embed" or config.tie_word_embeddings)
+    return WeightBytes(
+        total=sum(size(m) * m.count for m in found),
+        per_token=used + lookup,
+        experts=sum(size(m) * m.count for m in found if m.kind == "expert"),
+    )
+
+
+def cache_bytes(config: LlamaConfig, tokens: int, kv_cache: str = "f16") -> dict[str, int]:
+    """Kind of layer ("global", "chunked", "sliding") -> bytes of the keys and values of `tokens` positions.
+
+    A global layer has a slot a position; a chunked or sliding one keeps at most its chunk or window and the rows of one
+    step (`_core.cache_capacity`).
+
+    Raises:
+        OptionError: `kv_cache` is no key of `CACHE_FORMATS`.
+    """
+    if kv_cache not in CACHE_FORMATS:
+        raise OptionError(f"kv_cache={kv_cache!r:.40} is unknown; use one of {', '.join(CACHE_FORMATS)}.")
+    block, size = CACHE_FORMATS[kv_cache]
+    slot = 2 * config.num_key_value_heads * -(-config.head_dim // block) * size
+    extents = {"global": 0, "chunked": config.attention_chunk_size, "sliding": config.sliding_window}
+    found = {}
+    for kind, extent in extents.items():
+        if layers := config.layer_kinds.count(kind):
+            slots = _core.cache_capacity(_core.Mask(kind, extent), max(1, tokens), MAX_ROWS) if tokens else 0
+            found[kind] = layers * slots * slot
+    return found
+
+
+def buffer_bytes(config: LlamaConfig) -> int:
+    """About what a step works in: float32 rows of `MAX_ROWS` tokens, one row of logits, and what sampling sorts."""
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    inner = config.dense_intermediate_size
+    if config.num_local_experts:
+        experts = config.num_experts_per_tok + config.shared_expert
+        inner = max(inner, experts * config.intermediate_size)
+    widest = max(config.hidden_size, queries, inner)
+    row = config.hidden_size + 2 * queries + 2 * keys + inner + widest + 2 * config.head_dim
+    return 4 * MAX_ROWS * row + 16 * config.vocab_size
+
+
+def plan(config: LlamaConfig, *, weights: str = "bf16", kv_cache: str = "f16", tokens: int | None = None) -> MemoryPlan:
+    """What a model takes in memory.
+
+    Args:
+        config: the model.
+        weights: format of its matrices.
+        kv_cache: format of keys and values, a key of `CACHE_FORMATS`.
+        tokens: positions of the session; None: all that the model was trained for.
+
+    Raises:
+        OptionError: a format is unknown, or `tokens` is more than the model was trained for.
+    """
+    return _plan(config, weight_bytes(config, weights), _weight_format(weights), kv_cache, _tokens(config, tokens))
+
+
+def fitting_tokens(config: LlamaConfig, memory: int, kv_cache: str = "f16") -> int:
+    """The most tokens whose keys and values fit into `memory` bytes, up to what the model was trained for."""
+    low, high = 0, config.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(cache_bytes(config, middle, kv_cache).values()) <= memory:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]:
+    """What would fit into `memory` bytes where `wanted` does not: arguments of `load`, the least loss first.
+
+    Each is one change; if none is enough, the first combination of a smaller format, a q8_0 cache, a shorter context
+    and experts left in the file that is; [] if nothing fits.
+    """
+    found = []
+    if wanted.total <= memory:
+        return []
+    smaller = _smaller_formats(config, wanted)
+
+    def fits(weight: WeightBytes, kv_cache: str, tokens: int) -> bool:
+        return _plan(config, weight, "", kv_cache, tokens).total <= memory
+
+    for name, weight in smaller:
+        if fits(weight, wanted.kv_cache, wanted.tokens):
+            found.append(f"weights={name.lower()!r}")
+            break
+    if wanted.kv_cache != "q8_0" and fits(wanted.weight, "q8_0", wanted.tokens):
+        found.append("kv_cache='q8_0'")
+    room = memory - wanted.weight.total - wanted.buffers
+    tokens = _round_down(fitting_tokens(config, room, wanted.kv_cache)) if room > 0 else 0
+    if tokens >= min(_LEAST_TOKENS, wanted.tokens):
+        found.append(f"max_context={tokens}")
+    if wanted.weight.experts:
+        # What is left beside all the rest holds some of the experts; those of one layer at the least.
+        rest = memory - (wanted.total - wanted.weight.experts)
+        layer = wanted.weight.experts // sum(config.moe_layers)
+        if rest >= layer:
+            found.append(f"resident_limit={rest // 10**6 * 10**6}")
+    if found:
+        return found
+    formats = [("", wanted.weight), *smaller]
+    for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
+        for name, weight in formats:
+            room = memory - weight.total - wanted.buffers
+            tokens = _round_down(fitting_tokens(config, room, kv_cache)) if room > 0 else 0
+            if tokens >= min(_LEAST_TOKENS, wanted.tokens):
+                return [_combined(wanted, name, kv_cache, tokens)]
+    if wanted.weight.experts:
+        name, weight = formats[-1]
+        tokens = min(wanted.tokens, CONTEXTS[0])
+        rest = memory - (_plan(config, weight, "", wanted.kv_cache, tokens).total - weight.experts)
+        if rest >= weight.experts // sum(config.moe_layers):
+            return [_combined(wanted, name, wanted.kv_cache, tokens, rest)]
+    return []
+
+
+def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int, resident: int | None = None) -> str:
+    parts = [f"weights={weights.lower()!r}"] if weights else []
+    parts += [f"kv_cache={kv_cache!r}"] if kv_cache != wanted.kv_cache else []
+    parts += [f"max_context={tokens}"] if tokens < wanted.tokens else []
+    parts += [f"resident_limit={resident // 10**6 * 10**6}"] if resident is not None else []
+    return " with ".join(parts)
+
+
+def check_fits(
+    config: LlamaConfig,
+    *,
+    weights: str | WeightBytes = "bf16",
+    kv_cache: str = "f16",
+    tokens: int | None = None,
+    resident_limit: int | None = None,
+    memory: int | None = None,
+) -> MemoryPlan:
+    """Makes sure that a model fits into memory before any of it is read.
+
+    Args:
+        config: the model.
+        weights: format of its matrices, or the bytes that they take.
+        kv_cache: format of keys and values.
+        tokens: positions that must fit; None: all that the model was trained for.
+        resident_limit: bytes of routed experts that are held in memory, the others stay in the file; None: all.
+        memory: bytes to fit into; None: `available_memory()`. Where that is not known, everything fits.
+
+    Returns:
+        What it takes.
+
+    Raises:
+        OptionError: it does not fit, and other options would; a format is unknown, or `tokens` is out of range.
+        CheckpointError: it does not fit whatever the options.
+    """
+    exact = weights if isinstance(weights, WeightBytes) else weight_bytes(config, weights)
+    if resident_limit is not None:
+        if isinstance(resident_limit, bool) or not isinstance(resident_limit, int) or resident_limit < 0:
+            raise OptionError(f"resident_limit must be a number of bytes, not {resident_limit!r:.40}.")
+        held = min(exact.experts, resident_limit)
+        exact = WeightBytes(exact.total - exact.experts + held, exact.per_token, held)
+    name = "file" if isinstance(weights, WeightBytes) else _weight_format(weights)
+    wanted = _plan(config, exact, name, kv_cache, _tokens(config, tokens))
+    memory = available_memory() if memory is None else memory
+    if memory is None or wanted.total <= memory:
+        return wanted
+    what = (
+        f"{config.name or 'the model'} needs {size_text(wanted.total)} of memory ({size_text(wanted.weight.total)} of "
+        f"weights, {size_text(sum(wanted.cache.values()))} for keys and values of {wanted.tokens:,} tokens, "
+        f"{size_text(wanted.buffers)} of buffers), {size_text(memory)} are free"
+    )
+    mends = proposals(config, wanted, memory)
+    if not mends:
+        raise CheckpointError(f"{what}; use a smaller model.")
+    raise OptionError(f"{what}; {' or '.join(mends)} would fit.")
+
+
+def context_lengths(config: LlamaConfig) -> list[int]:
+    """`CONTEXTS`, up to what the model was trained for, which is the last."""
+    trained = config.max_position_embeddings
+    return [*(n for n in CONTEXTS if n < trained), trained]
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count} B"
+
+
+def _plan(config: LlamaConfig, weight: WeightBytes, weights: str, kv_cache: str, tokens: int) -> MemoryPlan:
+    return MemoryPlan(weights, kv_cache, tokens, weight, cache_bytes(config, tokens, kv_cache), buffer_bytes(config))
+
+
+def _tokens(config: LlamaConfig, tokens: int | None) -> int:
+    trained = config.max_position_embeddings
+    if tokens is None:
+        return trained
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= trained:
+        raise OptionError(f"max_context={tokens!r:.40} is out of range; the model takes 1 to {trained} positions.")
+    return tokens
+
+
+def _weight_format(name: object) -> str:
+    if isinstance(name, str) and name.upper() in _core.formats:
+        return name.upper()
+    raise OptionError(f"weights={name!r:.40} is unknown; use one of {', '.join(_core.formats).lower()}.")
+
+
+def _row_bytes(format: str, cols: int) -> int:
+    for name in (format, "Q8_0", "BF16"):
+        block, size, _ = _core.formats[name]
+        if cols % block == 0:
+            return cols // block * size
+    raise AssertionError("BF16 fits any row")
+
+
+def _smaller_formats(config: LlamaConfig, wanted: MemoryPlan) -> list[tuple[str, WeightBytes]]:
+    """Formats whose weights take less than `wanted`'s, the largest first, the smallest last."""
+    sizes = [(name, weight_bytes(config, name)) for name in _core.formats if name not in ("F32", "F16")]
+    found = [(name, weight) for name, weight in sizes if weight.total < wanted.weight.total]
+    # Of two formats of one size the one with scales for smaller blocks is the more exact.
+    return sorted(found, key=lambda item: (-item[1].total, not item[0].endswith("_K")))
+
+
+def _round_down(tokens: int) -> int:
+    return tokens // 1024 * 1024 if tokens >= 1024 else tokens
