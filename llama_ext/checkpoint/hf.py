@@ -2,8 +2,9 @@
 
 What differs from the layout is put right lazily, when a tensor's bytes are read:
 
-- Llama 1 to 3, Mistral and Mixtral keep the rows of q and k in halves (row i of a head turns with row i + head_dim / 2):
-  they are reordered, k by its own number of heads. Llama 4's are neighbours already (`view_as_complex` in its model).
+- Llama 1 to 3, Mistral and Mixtral keep the rows of q and k in halves (row i of a head turns with row
+  i + head_dim / 2): they are reordered, k by its own number of heads. Llama 4's are neighbours already
+  (`view_as_complex` in its model).
 - Llama 4 keeps a layer's experts transposed, `gate_up_proj` [experts, hidden, 2 * intermediate] (gate first) and
   `down_proj` [experts, intermediate, hidden].
 - Mixtral's experts lie one by one, `block_sparse_moe.experts.{e}.w1` (gate), `w3` (up), `w2` (down); what
@@ -249,7 +250,9 @@ def _weight_files(folder: Path) -> dict[str, SafetensorsFile]:
         files = {name: SafetensorsFile(folder / name) for name in chosen}
         for stored, name in weight_map.items():
             if stored not in files[name].tensors:
-                raise CheckpointError(f"{folder / name}: the tensor '{stored}' is not in it, as {index.name} says: {_AGAIN}")
+                raise CheckpointError(
+                    f"{folder / name}: the tensor '{stored}' is not in it, as {index.name} says: {_AGAIN}"
+                )
         return files
     if "model.safetensors" in inside:
         inside = ["model.safetensors"]

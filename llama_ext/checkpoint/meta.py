@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ _EXPERTS = {
     "down": ("feed_forward.experts.moe_w_out_eF_D", "feed_forward.experts.w2", "w2.weight"),
 }
 
-_IGNORED = re.compile(r"rope\.freqs|(.*\.)?rotary_emb\.inv_freq|.*\._extra_state|(vision_embeddings|vision_projection)\..*")
+_IGNORED = re.compile(
+    r"rope\.freqs|(.*\.)?rotary_emb\.inv_freq|.*\._extra_state|(vision_embeddings|vision_projection)\..*"
+)
 _NUMBERED = re.compile(r"consolidated\.(\d+)\.(pth|safetensors)")
 
 
@@ -98,7 +100,9 @@ class MetaSource(Source):
                     "take all shards from one model."
                 )
         self._used: set[str] = set()
-        self.config = LlamaConfig.from_meta(params, self._facts(params)) if config is None else config
+        if config is None:
+            config = LlamaConfig.from_meta(params, self._whole_shapes(params))
+        self.config = self._check_tied(config)
         self._shapes = layout(self.config)
 
     def unused(self) -> list[str]:
@@ -240,8 +244,35 @@ class MetaSource(Source):
             f"which do not make {list(shape)} by params.json: a shard is missing, or params.json is another model's."
         )
 
-    def _facts(self, params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        raise NotImplementedError
+    def _whole_shapes(self, params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the tensors that params.json leaves open, put together from their shards."""
+        count = len(self._shards)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in (*_TOP.values(), "layers.0.feed_forward.w1.weight"):
+            shape = self._shards[0][name].shape if name in self._shards[0] else None
+            if shape is None:
+                continue
+            if len(shape) == 2 and all(len(shard[name].shape) == 2 for shard in self._shards):
+                if count > 1 and shape[1] * count == params.get("dim"):
+                    shape = (shape[0], shape[1] * count)
+                else:
+                    shape = (sum(shard[name].shape[0] for shard in self._shards), shape[1])
+            shapes[name] = shape
+        return shapes
+
+    def _check_tied(self, config: LlamaConfig) -> LlamaConfig:
+        """The config, tied where the head is a copy of the embedding, as in Llama 3.2: one of them will do."""
+        names = _TOP["embed"], _TOP["head"]
+        if config.tie_word_embeddings or any(name not in shard for name in names for shard in self._shards):
+            return config
+        pairs = [(shard[names[0]], shard[names[1]]) for shard in self._shards]
+        if any(a.shape != b.shape or a.format != b.format or len(a.shape) != 2 for a, b in pairs):
+            return config
+        # The first rows tell most models apart at once; the rest is read only where they agree.
+        for rows in (slice(0, 8), slice(None)):
+            if any(not np.array_equal(a.values()[rows], b.values()[rows]) for a, b in pairs):
+                return config
+        return replace(config, tie_word_embeddings=True)
 
 
 _AGAIN = "download the model again, all of its shards."
@@ -297,26 +328,22 @@ def _open_pth(path: Path) -> dict[str, _Stored]:
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise CheckpointError(f"{path}: holds no tensors by name: download it again from its maker.")
 
-    formats = {
-        torch.float32: ("F32", torch.int32, np.uint32),
-        torch.float16: ("F16", torch.int16, np.uint16),
-        torch.bfloat16: ("BF16", torch.int16, np.uint16),
-    }
+    formats = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
     def stored(name: str, tensor: Any) -> _Stored:
         if not isinstance(tensor, torch.Tensor):
             return _Stored(path, (), type(tensor).__name__, lambda: refuse(name, type(tensor).__name__))
-        form, signed, word = formats.get(tensor.dtype, (str(tensor.dtype).removeprefix("torch."), None, None))
-        fits = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if signed is None or not fits or tensor.untyped_storage().nbytes() < tensor.nbytes:
-            what = form if signed is None else "a tensor that is not all there"
-            return _Stored(path, tuple(tensor.shape), form, lambda: refuse(name, what))
-        return _Stored(
-            path,
-            tuple(tensor.shape),
-            form,
-            lambda: tensor.detach().view(signed).numpy().view(word),
-        )
+        shape = tuple(tensor.shape)
+        form = formats.get(tensor.dtype)
+        if form is None:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            return _Stored(path, shape, kind, lambda: refuse(name, kind))
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            return _Stored(path, shape, form, lambda: refuse(name, "a tensor that is not all there"))
+        # numpy has no bfloat16: both sides take the elements for integers of their size.
+        signed, word = (torch.int32, np.uint32) if form == "F32" else (torch.int16, np.uint16)
+        return _Stored(path, shape, form, lambda: tensor.detach().view(signed).numpy().view(word))
 
     def refuse(name: str, what: str) -> npt.NDArray[Any]:
         raise CheckpointError(

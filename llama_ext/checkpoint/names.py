@@ -1,8 +1,8 @@
 """GGUF's tensors, architectures `llama` and `llama4`, in the one layout, and the way back.
 
 GGUF keeps q and k of both architectures with rotated pairs as neighbours, as the layout does: converters bring Hugging
-Face's halves of `llama` into that order, and Llama 4 has it everywhere. Matrices lie [outputs, inputs], the experts of a
-layer in one tensor [experts, outputs, inputs] (files of 2023: each expert in its own, ``ffn_gate.{e}``).
+Face's halves of `llama` into that order, and Llama 4 has it everywhere. Matrices lie [outputs, inputs], the experts of
+a layer in one tensor [experts, outputs, inputs] (files of 2023: each expert in its own, ``ffn_gate.{e}``).
 """
 
 from __future__ import annotations
@@ -168,7 +168,9 @@ class GgufWeights(Source):
     def _find(self, stored: str) -> GgufTensor:
         tensor = self._file.tensors.get(stored)
         if tensor is None:
-            raise CheckpointError(f"{self.path}: the tensor '{stored}' is missing; convert or download the model again.")
+            raise CheckpointError(
+                f"{self.path}: the tensor '{stored}' is missing; convert or download the model again."
+            )
         self._used.add(stored)
         return tensor
 

@@ -55,7 +55,9 @@ def _open(found: Path) -> Source:
     try:
         names = sorted(entry.name for entry in found.iterdir())
     except OSError as error:
-        raise CheckpointError(f"{found}: is a folder that cannot be read ({error.strerror}); check the path.") from error
+        raise CheckpointError(
+            f"{found}: is a folder that cannot be read ({error.strerror}); check the path."
+        ) from error
     meta = "params.json" in names
     # Mistral's folders hold both formats; the one whose weights are there is opened.
     if "config.json" in names and not (meta and not _has_hf_weights(names)):

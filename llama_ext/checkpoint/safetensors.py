@@ -14,7 +14,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,8 @@ def values_of(tensor: SafetensorsTensor) -> npt.NDArray[Any]:
             f"{tensor.path}: the tensor '{tensor.name}' has the type {tensor.format}, weights can be "
             f"{', '.join(_WORDS)}: use an unquantized version of the model."
         )
-    return tensor.data.view(word).reshape(tensor.shape)
+    values: npt.NDArray[Any] = tensor.data.view(word).reshape(tensor.shape)
+    return values
 
 
 class SafetensorsFile:
@@ -148,7 +149,7 @@ class SafetensorsFile:
         return form, tuple(shape), begin, end
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**62 for item in value
     )

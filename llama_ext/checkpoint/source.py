@@ -133,7 +133,7 @@ class Source(ABC):
                 yield name, shape[1]
 
     def describe(self) -> dict[str, Any]:
-        """The source as plain values, for people: kind, path, files, bytes, ignored tensors, formats of the matrices."""
+        """The source in plain values, for people: kind, path, files, bytes, formats of matrices, ignored tensors."""
         files = self.files()
         ignored = self.ignored()
         formats: dict[str, int] = {}

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.checkpoint.layout import is_router, is_vector
 from llama_ext.checkpoint.names import GgufName, GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import QuantizedSource
@@ -114,7 +113,7 @@ def write_gguf(
             for entry in entries:
                 written = 0
                 for piece in entry.pieces():
-                    file.write(memoryview(piece))
+                    file.write(piece.data)
                     written += len(piece)
                     if progress is not None:
                         progress(done + written, total)

@@ -1,4 +1,5 @@
-"""Tiny random models of transformers, what they hold in the one layout, and the same weights in Meta's and GGUF's files.
+"""Tiny random models of transformers, what they hold in the one layout, and the same weights in the files of Meta and
+of GGUF.
 
 The layout's tensors are taken from the modules, not from the files, and brought into its order here, row by row; the
 reader under test does it with strides.
@@ -41,7 +42,7 @@ SIZES: dict[str, Any] = {
 LLAMA4: dict[str, Any] = SIZES | {
     "head_dim": 8,
     "num_key_value_heads": 4,
-    "intermediate_size": 40,
+    "intermediate_size": 48,
     "intermediate_size_mlp": 96,
     "num_local_experts": 4,
     "num_experts_per_tok": 1,
@@ -67,11 +68,11 @@ def _llama(**changes: Any) -> Callable[[], Any]:
     return lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**(SIZES | changes)))
 
 
-def _llama4(**changes: Any) -> Callable[[], Any]:
-    return lambda: tf.Llama4ForCausalLM(tf.Llama4TextConfig(**(LLAMA4 | changes)))
+def _llama4(**changes: Any) -> Callable[..., Any]:
+    return lambda **more: tf.Llama4ForCausalLM(tf.Llama4TextConfig(**(LLAMA4 | changes | more)))
 
 
-MODELS: dict[str, Callable[[], Any]] = {
+MODELS: dict[str, Callable[..., Any]] = {
     "llama1": _llama(),
     "llama2-gqa": _llama(num_key_value_heads=4),
     "llama3": _llama(num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}),
@@ -92,9 +93,9 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def random_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+def random_model(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A model with every parameter drawn, norms included: one that was left at its start could hide a mix-up."""
-    model = MODELS[kind]()
+    model = MODELS[kind](**changes)
     if dtype is not torch.float32:
         model = model.to(dtype)
     generator = torch.Generator().manual_seed(sum(kind.encode()))
@@ -183,10 +184,9 @@ def layout_of(model: Any) -> Tensors:
             out[p + "k"] = neighbours(out[p + "k"], config.head_dim)
         out[p + "v"], out[p + "o"] = attention.v_proj.weight, attention.o_proj.weight
         ffn = layer.feed_forward if config.model_type == "llama4" else layer.mlp
-        if not config.moe_layers or not config.moe_layers[index]:
-            if config.num_local_experts == 0 or config.model_type == "llama4":
-                _linear(out, p, ffn)
-                continue
+        if not hasattr(ffn, "experts"):
+            _linear(out, p, ffn)
+            continue
         out[p + "router"] = (ffn.router if config.model_type == "llama4" else ffn.gate).weight
         for e in range(config.num_local_experts):
             # gate_up of one expert, rows outputs, gate first: as the module's forward splits it.
@@ -285,17 +285,29 @@ def _parts(tensor: torch.Tensor, axis: int | None, shards: int) -> list[torch.Te
 
 
 def meta_params(config: LlamaConfig, *, vocab_size: int | None = None) -> dict[str, Any]:
-    """A params.json in the fields of llama_models' ModelArgs."""
+    """A params.json in the fields of llama_models' ModelArgs, which make 96 of the feed-forward's size and 48 of an
+    expert's."""
     params: dict[str, Any] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads,
         "vocab_size": config.vocab_size if vocab_size is None else vocab_size,
-        "multiple_of": 32,
+        "multiple_of": 8,
+        "ffn_dim_multiplier": 0.55,
         "norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
     }
+    if config.model_type == "llama4":
+        step = 1 if all(config.moe_layers) else 2
+        params |= {
+            "ffn_exp": 4.0,
+            "nope_layer_interval": 4,
+            "attention_chunk_size": config.attention_chunk_size,
+            "use_qk_norm": config.use_qk_norm,
+            "attn_temperature_tuning": config.attn_temperature_tuning,
+            "moe_args": {"num_experts": config.num_local_experts, "top_k": 1, "interleave_moe_layer_step": step},
+        }
     return params
 
 

@@ -167,8 +167,14 @@ def test_hostile_indexes(folder: tuple[Path, LlamaConfig]) -> None:
         (lambda values: values["weight_map"].update({norm: "/etc/passwd"}), "no file name"),
         (lambda values: values["weight_map"].update({norm: 7}), "no file name"),
         (lambda values: values["weight_map"].update({norm: ".."}), "no file name"),
-        (lambda values: values["weight_map"].update({norm: "model-9.safetensors"}), "model-9.safetensors of .* missing"),
-        (lambda values: values["weight_map"].update({"model.other": values["weight_map"][norm]}), "'model.other' is not"),
+        (
+            lambda values: values["weight_map"].update({norm: "model-9.safetensors"}),
+            "model-9.safetensors of .* missing",
+        ),
+        (
+            lambda values: values["weight_map"].update({"model.other": values["weight_map"][norm]}),
+            "'model.other' is not",
+        ),
     ]
     for change, message in cases:
         index.write_text(original)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,34 @@ def test_meta_with_more_shards_than_key_value_heads(tmp_path: Path) -> None:
     written[1]["layers.0.attention.wk.weight"] = torch.randn(8, 64)
     with pytest.raises(CheckpointError, match=r"wk\.weight.*neither different heads nor copies"):
         MetaSource(write_meta(tmp_path / "b", written, {}), config).tensor("layers.0.k")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("kind", ["llama1", "llama2-gqa", *LLAMA4])
+def test_the_config_of_a_meta_folder(kind: str, shards: int, tmp_path: Path) -> None:
+    model = random_model(kind)
+    config, expected = config_of(model), layout_of(model)
+    for embed_axis in (0, 1):
+        written = meta_shards(expected, config, shards, embed_axis=embed_axis)
+        folder = write_meta(tmp_path / f"{embed_axis}", written, meta_params(config, vocab_size=-1))
+        source = MetaSource(folder)
+        context = source.config.max_position_embeddings  # params.json does not say
+        assert source.config == replace(config, max_position_embeddings=context)
+        check(source, source.config, expected)
+
+
+def test_a_meta_head_that_is_a_copy_of_the_embedding(tmp_path: Path) -> None:
+    model = random_model("llama3.2-tied", torch.bfloat16)
+    config, expected = config_of(model), layout_of(model)
+    untied = replace(config, tie_word_embeddings=False)
+    shards = meta_shards(expected | {"head": expected["embed"].clone()}, untied, 2)
+    source = MetaSource(write_meta(tmp_path / "copy", shards, {}), untied)
+    assert source.config.tie_word_embeddings and source.ignored() == ["output.weight"]
+    check(source, source.config, expected)
+    other = expected["embed"].clone()
+    other[-1, -1] += 1
+    source = MetaSource(write_meta(tmp_path / "b", meta_shards(expected | {"head": other}, untied, 2), {}), untied)
+    check(source, untied, expected | {"head": other})
 
 
 def test_meta_in_safetensors(tmp_path: Path) -> None:

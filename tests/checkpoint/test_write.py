@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tolerances
 import torch
-from checkpoint_models import Tensors, config_of, layout_of, random_model, raw, write_gguf
+from checkpoint_models import Tensors, config_of, layout_of, neighbours, random_model, raw, write_gguf
 
 from llama_ext import _core
 from llama_ext.checkpoint import write
@@ -27,7 +27,6 @@ from llama_ext.checkpoint.layout import is_router, is_vector, layout
 from llama_ext.checkpoint.names import GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import fitting_format, quantized, weight_format
 from llama_ext.checkpoint.source import Source, Tensor
-from llama_ext.config import LlamaConfig
 from llama_ext.errors import CheckpointError, OptionError
 
 VOCABULARY = {"tokenizer.ggml.model": "no_vocab"}  # llama.cpp then takes token ids as they are
@@ -94,7 +93,7 @@ def test_scaling_goes_into_a_tensor(saved: Callable[..., Any], tmp_path: Path) -
 
 def test_from_gguf_to_gguf(saved: Callable[..., Any], tmp_path: Path) -> None:
     """Metadata, vocabulary and factors of a GGUF go along."""
-    _, source, expected = saved("llama3.1")
+    _, source, _ = saved("llama3.1")
     vocabulary: dict[str, object] = VOCABULARY | {
         "tokenizer.ggml.tokens": ["a", "\udcff", "日本", ""],
         "tokenizer.ggml.scores": [0.5, -1.0, 0.0, 1e-3],
@@ -109,7 +108,11 @@ def test_from_gguf_to_gguf(saved: Callable[..., Any], tmp_path: Path) -> None:
     second = GgufFile(tmp_path / "b.gguf")
     assert set(first.metadata) == set(second.metadata)
     for key, value in first.metadata.items():
-        same = np.array_equal(value, second.metadata[key]) if isinstance(value, np.ndarray) else value == second.metadata[key]
+        same = (
+            np.array_equal(value, second.metadata[key])
+            if isinstance(value, np.ndarray)
+            else value == second.metadata[key]
+        )
         assert same, key
     for key, value in vocabulary.items():
         found = second.metadata[key]
@@ -131,7 +134,7 @@ class LlamaCpp:
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         assert self.model, "llama.cpp does not load the file"
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_threads, context.n_threads_batch = 64, 64, 2, 2
+        context.n_ctx, context.n_batch, context.n_threads, context.n_threads_batch = 64, 64, 1, 1
         context.type_k = context.type_v = 0
         context.flash_attn_type = 0
         self.context = llama_cpp.llama_init_from_model(self.model, context)
@@ -165,26 +168,37 @@ def quiet() -> Iterator[None]:
 IDS = [3, 50, 99, 7, 7, 21, 64, 80, 12, 5, 33, 90]
 
 
-@pytest.mark.parametrize("kind", ["llama1", "llama3", "llama3.1", "llama3.2-tied", "head_dim-apart", "mixtral"])
-def test_llama_cpp_computes_the_same(kind: str, quiet: None, saved: Callable[..., Any], tmp_path: Path) -> None:
-    model, source, _ = saved(kind)
-    write.write_gguf(source, tmp_path / "out.gguf", tokenizer=VOCABULARY)
-    theirs = LlamaCpp(tmp_path / "out.gguf")
-    found = theirs.logits(IDS, 100)
-    theirs.close()
+@pytest.mark.parametrize(
+    "kind", ["llama1", "llama3", "llama3.1", "llama3.2-tied", "head_dim-apart", "mixtral", "scout", "maverick"]
+)
+def test_llama_cpp_computes_the_same(kind: str, quiet: None, tmp_path: Path) -> None:
+    # llama.cpp takes Llama 4's chunk for 8192 positions, and QK-norm for granted with other than 128 experts.
+    llama4 = {"attention_chunk_size": 8192, "use_qk_norm": True} if kind in ("scout", "maverick") else {}
+    model = random_model(kind, **llama4)
+    model.save_pretrained(tmp_path / kind)
+    source = HfSource(tmp_path / kind, config_of(model))
+
+    def logits(source: Source, name: str) -> np.ndarray:
+        write.write_gguf(source, tmp_path / name, tokenizer=VOCABULARY)
+        theirs = LlamaCpp(tmp_path / name)
+        found = theirs.logits(IDS, 100)
+        theirs.close()
+        return found
+
     with torch.inference_mode():
         expected = model(torch.tensor([IDS])).logits[0].numpy()
+    found = logits(source, "out.gguf")
     off = float(np.abs(found - expected).max() / np.abs(expected).max())
     print(kind, off)
     assert off < tolerances.LLAMA_CPP
-    # The bound is one that a mix-up does not meet: here, rows of k that stayed in halves.
-    wrong = layout_of(model) | {"layers.1.k": model.model.layers[1].self_attn.k_proj.weight.detach()}
-    worse = tmp_path / "wrong.gguf"
-    write.write_gguf(Replaced(source, wrong), worse, tokenizer=VOCABULARY)
-    theirs = LlamaCpp(worse)
-    found = theirs.logits(IDS, 100)
-    theirs.close()
-    assert np.abs(found - expected).max() / np.abs(expected).max() > 30 * tolerances.LLAMA_CPP
+    # The bound is one that a mix-up does not meet: here, rows of k in another order.
+    k = layout_of(model)["layers.1.k"]
+    wrong = logits(
+        Replaced(source, layout_of(model) | {"layers.1.k": neighbours(k, source.config.head_dim)}), "wrong.gguf"
+    )
+    off = float(np.abs(wrong - expected).max() / np.abs(expected).max())
+    print(kind, "k in another order", off)
+    assert off > 10 * tolerances.LLAMA_CPP
 
 
 class Replaced(Source):
@@ -365,9 +379,9 @@ def test_quantized_while_reading(kind: str, format: str, saved: Callable[..., An
     facts = made.describe()
     assert facts["weights"] == format and len(facts["fallbacks"]) == fell
     assert (fell > 0) == (format.endswith("_K") or (kind == "maverick" and format.startswith("Q")))
-    assert set(facts["matrices"]) == {fitting_format(format, s[1]) for s in layout(source.config).values() if len(s) > 1} - {
-        *(["F32"] if kind == "maverick" and format != "F32" else [])
-    }
+    assert set(facts["matrices"]) == {
+        fitting_format(format, s[1]) for s in layout(source.config).values() if len(s) > 1
+    } - {*(["F32"] if kind == "maverick" and format != "F32" else [])}
     assert made.unused() == []
 
 
@@ -390,7 +404,7 @@ def test_weights_that_are_no_numbers(saved: Callable[..., Any]) -> None:
 
 
 def test_a_quantized_file(saved: Callable[..., Any], tmp_path: Path) -> None:
-    """Scout's experts have rows of 40: what fits is Q4_0, the rest BF16, each stack of one kind."""
+    """Scout's experts have rows of 48: what fits is Q4_0, the rest BF16, each stack of one kind."""
     _, source, _ = saved("scout")
     made = quantized(source, "q4_0", threads=2)
     write.write_gguf(made, tmp_path / "a.gguf", tokenizer=VOCABULARY)
@@ -408,8 +422,4 @@ def test_the_config_of_what_was_written(saved: Callable[..., Any], tmp_path: Pat
         _, source, _ = saved(kind)
         write.write_gguf(source, tmp_path / f"{kind}.gguf", tokenizer=VOCABULARY)
         found = GgufWeights(GgufFile(tmp_path / f"{kind}.gguf")).config
-        # A GGUF holds numbers in float32.
-        expected = dataclasses.replace(source.config, name="", rms_norm_eps=float(np.float32(source.config.rms_norm_eps)))
-        assert dataclasses.replace(found, name="") == expected, kind
-
-
+        assert dataclasses.replace(found, name="") == dataclasses.replace(source.config, name=""), kind
