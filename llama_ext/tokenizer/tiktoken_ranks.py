@@ -85,7 +85,9 @@ def _cut_long_runs(text: str) -> Iterator[str]:
 class TiktokenTokenizer(Tokenizer):
     """Byte-level BPE that merges by rank."""
 
-    def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, object]) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, metadata: Mapping[str, object], tokens: list[bytes] | None = None
+    ) -> None:
         super().__init__(vocabulary, **common_fields(vocabulary, metadata, add_bos=True))
         self._metadata = metadata
         pre = PRE_TOKENIZERS.get(str(metadata.get("tokenizer.ggml.pre")))
@@ -94,11 +96,11 @@ class TiktokenTokenizer(Tokenizer):
                 f"The tokenizer's rule for cutting text, {metadata.get('tokenizer.ggml.pre')!r:.60}, does not go with"
                 f" {MERGE_BY_RANK}: convert the model again."
             )
-        self._tokens: list[bytes] = []
-        for text, kind in zip(vocabulary.texts, vocabulary.kinds, strict=True):
-            if kind != NORMAL:
-                break
-            self._tokens.append(bytes_of(text))
+        if tokens is None:
+            kinds = vocabulary.kinds
+            count = next((index for index, kind in enumerate(kinds) if kind != NORMAL), len(kinds))
+            tokens = [bytes_of(text) for text in vocabulary.texts[:count]]
+        self._tokens = tokens
         ranks = {token: rank for rank, token in enumerate(self._tokens)}
         if len(ranks) != len(self._tokens) or any(kind == NORMAL for kind in vocabulary.kinds[len(ranks) :]):
             raise CheckpointError(
@@ -252,6 +254,6 @@ def _from_ranks(path: Path, tokens: list[bytes], sidecars: Sidecars) -> Tokenize
     ids = {text: index for index, text in enumerate(texts[len(tokens) :], len(tokens))}
     apply_sidecars(metadata, sidecars, ids, path, bos=ids.get("<|begin_of_text|>"), eos=ids.get("<|end_of_text|>"))
     try:
-        return TiktokenTokenizer(Vocabulary(metadata), metadata)
+        return TiktokenTokenizer(Vocabulary(metadata), metadata, tokens)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
