@@ -31,23 +31,29 @@ _MAX_TEXT = 16 << 20  # characters a template may write, and elements a sequence
 _MAX_BITS = 1 << 16  # of the result of a power
 
 # The formats below are those that the models were trained on: ChatML (OpenAI), and Meta's model cards
-# (https://www.llama.com/docs/model-cards-and-prompt-formats) for Llama 2, 3 and 4. They use `role` and
-# `content` only.
+# (https://www.llama.com/docs/model-cards-and-prompt-formats) for Llama 2, 3 and 4, Mistral's tokenization guide
+# (https://docs.mistral.ai/guides/tokenization). They use `role` and `content` only.
 _CHATML = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}{{ '\\n' }}{{ message.content }}<|im_end|>{{ '\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}<|im_start|>assistant{{ '\\n' }}{%- endif -%}"""
 
+# Contents are pasted as they are, as Meta's own `ChatFormat` does; the templates on Hugging Face trim them. A tool's
+# answer has the role ipython, and in Llama 4 ends a message, not a turn.
 _HEADERS = """\
 {{- bos_token -}}
 {%%- for message in messages -%%}
-%(start)s{{ message.role }}%(end)s{{ '\\n\\n' }}{{ message.content | trim }}%(turn)s
+%(start)s{{ 'ipython' if message.role == 'tool' else message.role }}%(end)s{{ '\\n\\n' }}{{ message.content }}%(turn)s
 {%%- endfor -%%}
 {%%- if add_generation_prompt -%%}%(start)sassistant%(end)s{{ '\\n\\n' }}{%%- endif -%%}"""
 
 _LLAMA3 = _HEADERS % {"start": "<|start_header_id|>", "end": "<|end_header_id|>", "turn": "<|eot_id|>"}
-_LLAMA4 = _HEADERS % {"start": "<|header_start|>", "end": "<|header_end|>", "turn": "<|eot|>"}
+_LLAMA4 = _HEADERS % {
+    "start": "<|header_start|>",
+    "end": "<|header_end|>",
+    "turn": "{{ '<|eom|>' if message.role == 'tool' else '<|eot|>' }}",
+}
 
 # The system message goes into the first user message; every pair of turns is a text of its own between BOS
 # and EOS.
@@ -66,7 +72,60 @@ _LLAMA2 = """\
 {%- endif -%}
 {%- endfor -%}"""
 
-_BUILT_IN = {"chatml": _CHATML, "llama2": _LLAMA2, "llama3": _LLAMA3, "llama4": _LLAMA4}
+# Mistral's first format spells its markers as plain text; the system message goes into the first user message.
+_MISTRAL_V1 = """\
+{{- bos_token -}}
+{%- set state = namespace(system='') -%}
+{%- for message in messages -%}
+{%- if message.role == 'system' and loop.first -%}
+{%- set state.system = message.content + '\\n\\n' -%}
+{%- elif message.role == 'user' -%}
+{{ '[INST] ' + state.system + message.content + ' [/INST]' }}
+{%- set state.system = '' -%}
+{%- elif message.role == 'assistant' -%}
+{{ ' ' + message.content + eos_token }}
+{%- else -%}
+{{ raise_exception('the Mistral format knows a first system message, user and assistant messages') }}
+{%- endif -%}
+{%- endfor -%}"""
+
+# Later ones have tokens for the markers. The system message goes into the last user message, or has markers of its
+# own. `space` is what stands between a marker and a text where the tokenizer does not put it there by itself.
+_MISTRAL = """\
+{{- bos_token -}}
+{%%- set state = namespace(system='', users=0) -%%}
+{%%- for message in messages if message.role == 'user' -%%}{%%- set state.users = loop.index -%%}{%%- endfor -%%}
+{%%- for message in messages -%%}
+{%%- if message.role == 'system' and loop.first -%%}
+%(system)s
+{%%- elif message.role == 'user' -%%}
+{%%- set state.users = state.users - 1 -%%}
+{{ '[INST]' + space + (state.system if state.users == 0 else '') + message.content + '[/INST]' }}
+{%%- elif message.role == 'assistant' -%%}
+{{ space + %(answer)s + eos_token }}
+{%%- else -%%}
+{{ raise_exception('the Mistral format knows a first system message, user and assistant messages') }}
+{%%- endif -%%}
+{%%- endfor -%%}"""
+
+_MISTRAL_V3 = _MISTRAL % {
+    "system": "{%- set state.system = message.content + '\\n\\n' -%}",
+    "answer": "message.content.rstrip(' ')",
+}
+_MISTRAL_V7 = _MISTRAL % {
+    "system": "{{ '[SYSTEM_PROMPT]' + space + message.content + '[/SYSTEM_PROMPT]' }}",
+    "answer": "message.content",
+}
+
+_BUILT_IN = {
+    "chatml": _CHATML,
+    "llama2": _LLAMA2,
+    "llama3": _LLAMA3,
+    "llama4": _LLAMA4,
+    "mistral-v1": _MISTRAL_V1,
+    "mistral-v3": _MISTRAL_V3,
+    "mistral-v7": _MISTRAL_V7,
+}
 
 
 class _RefusedError(Exception):
@@ -170,18 +229,21 @@ class ChatTemplate:
         source: Jinja source.
         bos_token: the text of the BOS token, "" if there is none.
         eos_token: the text of the EOS token, "" if there is none.
+        space: for our own Mistral format: what it writes between a marker and a text.
         name: what to call the template in messages: "checkpoint", or the name of a built-in format.
 
     Raises:
         CheckpointError: the source is no valid Jinja template.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", name: str = "checkpoint") -> None:
+    def __init__(
+        self, source: str, *, bos_token: str = "", eos_token: str = "", space: str = "", name: str = "checkpoint"
+    ) -> None:
         import jinja2
 
         self.source = source
         self.name = name
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token, "space": space}
         try:
             self._template = _environment().from_string(source)
         except (
@@ -256,8 +318,9 @@ def _brief(error: BaseException) -> str:
 def chat_template_for(tokenizer: Tokenizer) -> ChatTemplate:
     """The chat template of a checkpoint: its own, else the built-in format that its special tokens point to.
 
-    ``<|im_start|>`` means ChatML, ``<|start_header_id|>`` Llama 3, ``<|header_start|>`` Llama 4; a
-    SentencePiece vocabulary with ``<s>`` and ``</s>`` means Llama 2. A base model has these tokens too, and
+    ``<|im_start|>`` means ChatML, ``<|start_header_id|>`` Llama 3, ``<|header_start|>`` Llama 4, ``[INST]`` Mistral
+    from its second tokenizer on; a SentencePiece vocabulary with ``<s>`` and ``</s>`` means Llama 2, or Mistral's first
+    format where the checkpoint's config is a Mistral's. A base model has these tokens too, and
     its answers will show that it never learned the format.
 
     Raises:
@@ -267,12 +330,19 @@ def chat_template_for(tokenizer: Tokenizer) -> ChatTemplate:
     eos = "" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id)
     if tokenizer.chat_template is not None:
         return ChatTemplate(tokenizer.chat_template, bos_token=bos, eos_token=eos)
+    space = ""
     if _is_special(tokenizer, "<|start_header_id|>"):
         name = "llama3"
     elif _is_special(tokenizer, "<|header_start|>"):
         name = "llama4"
     elif _is_special(tokenizer, "<|im_start|>"):
         name = "chatml"
+    elif _is_special(tokenizer, "[INST]") and _is_special(tokenizer, "[/INST]"):
+        name = "mistral-v7" if _is_special(tokenizer, "[SYSTEM_PROMPT]") else "mistral-v3"
+        first = tokenizer.encode("[INST]x", add_bos=False)[1:2]
+        space = "" if tokenizer.token_bytes(first[0]).startswith(b" ") else " "
+    elif tokenizer.chat_format == "mistral-v1":
+        name = "mistral-v1"
     elif tokenizer.find("<0x0A>") is not None and (bos, eos) == ("<s>", "</s>"):
         name = "llama2"
     else:
@@ -281,7 +351,8 @@ def chat_template_for(tokenizer: Tokenizer) -> ChatTemplate:
             " version, or generate from plain text."
         )
     # Without BOS in a checkpoint's habits, the format must not put one there either.
-    return ChatTemplate(_BUILT_IN[name], bos_token=bos if tokenizer.add_bos else "", eos_token=eos, name=name)
+    bos = bos if tokenizer.add_bos else ""
+    return ChatTemplate(_BUILT_IN[name], bos_token=bos, eos_token=eos, space=space, name=name)
 
 
 def _is_special(tokenizer: Tokenizer, text: str) -> bool:

@@ -31,7 +31,7 @@ from tokenizer_oracles import (
     read_tiktoken,
 )
 
-from llama_ext.tokenizer import _PRE_TOKENIZERS
+from llama_ext.tokenizer.byte_level import PRE_TOKENIZERS
 
 Vocabulary = Callable[..., Pair]
 
@@ -215,7 +215,7 @@ def test_ids_of_the_real_file_equal_llama_cpp(smollm2_path: Path) -> None:
     pair.theirs.close()
 
 
-@pytest.mark.parametrize("pre", sorted(set(_PRE_TOKENIZERS) - {"tekken", "gpt-4o", "llama4"}))
+@pytest.mark.parametrize("pre", sorted(set(PRE_TOKENIZERS) - {"tekken", "gpt-4o", "llama4"}))
 def test_every_rule_equals_llama_cpp(vocabulary: Vocabulary, pre: str) -> None:
     pair = vocabulary("smollm2", {"tokenizer.ggml.pre": pre})
     _assert_same(pair, CORPUS + MARKS + RANDOM[:200])
