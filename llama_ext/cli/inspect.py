@@ -16,8 +16,8 @@ from llama_ext import _core, plan
 from llama_ext.cli import common
 from llama_ext.config import LlamaConfig
 from llama_ext.config.presets import Preset, find_preset
-from llama_ext.decoder import Checkpoint, open_checkpoint
 from llama_ext.errors import OptionError
+from llama_ext.loading import Checkpoint, open_checkpoint
 from llama_ext.machine import available_memory
 
 __all__ = ["add_arguments", "preset_summary", "run", "summary"]
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --program: the step's position (default: 0)",
     )
-    common.add_model(
-        parser, threads=False, more=", or a released model's name: llama-4-scout", kv_caches=tuple(plan.CACHE_FORMATS)
-    )
+    common.add_model(parser, load=False, more=", or a released model's name: llama-4-scout")
     parser.add_argument(
         "--weights",
         metavar="FORMAT",
@@ -100,14 +98,10 @@ def summary(checkpoint: Checkpoint, weights: str | None = None) -> dict[str, Any
     lengths = [n for n in (512, 2048, 8192, 32768, *plan.CONTEXTS[1:]) if n < native.max_context]
     lengths.append(native.max_context)
     cache = native.caches[0].format
-    exact = plan.WeightBytes(
-        checkpoint.weight_bytes,
-        program.weight_bytes_per_token,
-        sum(w.nbytes for w in checkpoint.weights if ".experts." in w.name),
-    )
+    exact = checkpoint.weight_sizes()
     return {
         "path": str(checkpoint.path),
-        "file_bytes": checkpoint.path.stat().st_size,
+        "file_bytes": checkpoint.file_bytes,
         "config": _config(config),
         "parameters": checkpoint.parameters,
         "active_parameters": config.parameters()[1],

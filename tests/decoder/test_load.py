@@ -11,7 +11,7 @@ import pytest
 from tiny_model import FFN, HIDDEN, write_tiny
 
 import llama_ext
-from llama_ext.decoder import open_checkpoint
+from llama_ext.loading import open_checkpoint
 from llama_ext.machine import physical_cores
 
 
