@@ -59,7 +59,12 @@ def test_progress_counts_bytes(tiny_path: Path) -> None:
         ({"device": "cuda:first"}, "device='cuda:first' is unknown; use device='cpu'."),
         ({"device": "tpu"}, "device='tpu' is unknown; use device='cpu'."),
         ({"device": 3}, "device=3 is unknown"),
-        ({"weights": "q4_0"}, "weights='q4_0'.*leave weights out"),
+        ({"weights": "q2_k"}, "weights='q2_k' is unknown; use one of .*q4_0"),
+        ({"weights": 4}, "weights=4 is unknown"),
+        ({"resident_limit": "much"}, "resident_limit must be a number of bytes or a size such as '8GB', not 'much'"),
+        ({"resident_limit": 0}, "resident_limit must be a number of bytes"),
+        ({"resident_limit": True}, "resident_limit must be a number of bytes"),
+        ({"resident_limit": "1GB"}, "resident_limit=1000000000: .* has no experts"),
         ({"draft": "small.gguf"}, "draft='small.gguf'.*leave draft out"),
         ({"kv_cache": "q4_0"}, "kv_cache='q4_0' is unknown; use one of f32, f16, bf16, q8_0"),
         ({"max_context": 0}, "max_context must be an integer of at least 1, not 0"),
@@ -101,8 +106,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     fails(tmp_path / "pipe.gguf", "no regular file")
     fails(tmp_path, "such as empty.gguf")
     for name, content, sentence in (
-        ("hf", "config.json", "Hugging Face folder.*convert_hf_to_gguf"),
-        ("meta", "params.json", "Meta's format"),
+        ("hf", "config.json", r"config\.json: is no JSON"),
+        ("meta", "params.json", r"params\.json: is no JSON"),
         ("nothing", "readme.txt", "folder without a model"),
     ):
         (tmp_path / name).mkdir()
