@@ -1,6 +1,8 @@
 #include "cpu/pack.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace llama_ext::cpu {
 namespace {
@@ -15,7 +17,7 @@ struct BlockLayout {
     int word_counts[3];
 };
 
-BlockLayout layout(Format format) {
+constexpr BlockLayout layout(Format format) {
     switch (format) {
         case Format::q8_0:
             return {1, 0, -1, 8, {2}, {8}};
@@ -75,36 +77,38 @@ void unpack_blocks(Format format, int64_t cols, const std::byte* group, int r, s
     }
 }
 
-void pack_blocks(Format format, int64_t cols, const std::byte* source, int rows, std::byte* out) {
-    const BlockLayout b = layout(format);
-    const size_t stride = row_bytes(format, cols);
-    const int block_bytes = info(format).bytes;
-    const int64_t blocks = cols / info(format).block;
-    for (int64_t block = 0; block < blocks; ++block, out += kGroup * block_bytes) {
-        for (int r = 0; r < rows; ++r) {
-            const std::byte* from = source + static_cast<size_t>(r) * stride + block * block_bytes;
-            std::byte* to = out;
-            for (int i = 0; i < b.halves; ++i, to += 2 * kGroup) std::memcpy(to + 2 * r, from + b.half_offset + 2 * i, 2);
-            if (b.fifth_offset >= 0) {
-                uint32_t bits;
-                std::memcpy(&bits, from + b.fifth_offset, 4);
-                bits = regroup_fifth_bits(bits);
-                std::memcpy(to + 4 * r, &bits, 4);
-                to += 4 * kGroup;
+// One group of blocks, in the order in which they are written: for each piece of a block, the piece of every row.
+template <Format format, int block_bytes>
+void pack_blocks(int64_t blocks, const std::byte* const* rows, std::byte* out) {
+    constexpr BlockLayout b = layout(format);
+    const auto each_row = [&](int64_t at, auto piece) {
+        for (int r = 0; r < kGroup; ++r) {
+            std::memcpy(&piece, rows[r] + at, sizeof piece);
+            if constexpr (sizeof piece == 4) {
+                if (b.fifth_offset >= 0 && at % block_bytes == b.fifth_offset) piece = regroup_fifth_bits(piece);
             }
-            for (int run = 0; run < 3; ++run)
-                for (int i = 0; i < b.word_counts[run]; ++i, to += 4 * kGroup)
-                    std::memcpy(to + 4 * r, from + b.word_offsets[run] + 4 * i, 4);
+            std::memcpy(out + sizeof piece * static_cast<size_t>(r), &piece, sizeof piece);
         }
+        out += kGroup * sizeof piece;
+    };
+    for (int64_t at = 0; at < blocks * block_bytes; at += block_bytes) {
+        for (int i = 0; i < b.halves; ++i) each_row(at + b.half_offset + 2 * i, uint16_t{});
+        if constexpr (b.fifth_offset >= 0) each_row(at + b.fifth_offset, uint32_t{});
+        for (int run = 0; run < 3; ++run)
+            for (int i = 0; i < b.word_counts[run]; ++i) each_row(at + b.word_offsets[run] + 4 * i, uint32_t{});
     }
 }
 
-// Elements of `size` bytes, transposed.
-void pack_elements(int64_t cols, size_t size, const std::byte* source, int rows, std::byte* out) {
-    for (int r = 0; r < rows; ++r) {
-        const std::byte* from = source + static_cast<size_t>(r) * static_cast<size_t>(cols) * size;
-        for (int64_t c = 0; c < cols; ++c)
-            std::memcpy(out + static_cast<size_t>(c * kGroup + r) * size, from + static_cast<size_t>(c) * size, size);
+// Transposed, a row after the other within pieces that stay in the nearest cache.
+template <class Element>
+void pack_elements(int64_t cols, const std::byte* const* rows, std::byte* out) {
+    constexpr int64_t kPiece = 128;
+    for (int64_t first = 0; first < cols; first += kPiece) {
+        const int64_t last = std::min(first + kPiece, cols);
+        for (int r = 0; r < kGroup; ++r)
+            for (int64_t c = first; c < last; ++c)
+                std::memcpy(out + sizeof(Element) * static_cast<size_t>(c * kGroup + r),
+                            rows[r] + sizeof(Element) * static_cast<size_t>(c), sizeof(Element));
     }
 }
 
@@ -113,15 +117,34 @@ void pack_elements(int64_t cols, size_t size, const std::byte* source, int rows,
 size_t packed_group_bytes(Format format, int64_t cols) { return kGroup * row_bytes(format, cols); }
 
 void pack_group(Format format, int64_t cols, const std::byte* source, int rows, std::byte* out) {
-    if (rows < kGroup) std::memset(out, 0, packed_group_bytes(format, cols));
+    const size_t stride = row_bytes(format, cols);
+    // Rows that do not exist are zeros, read from one that stays at zero.
+    std::vector<std::byte> none(rows < kGroup ? stride : 0);
+    const std::byte* row[kGroup];
+    for (int r = 0; r < kGroup; ++r) row[r] = r < rows ? source + static_cast<size_t>(r) * stride : none.data();
+    const int64_t blocks = cols / info(format).block;
     switch (format) {
         case Format::f32:
-            return pack_elements(cols, 4, source, rows, out);
+            return pack_elements<uint32_t>(cols, row, out);
         case Format::f16:
         case Format::bf16:
-            return pack_elements(cols, 2, source, rows, out);
-        default:
-            return pack_blocks(format, cols, source, rows, out);
+            return pack_elements<uint16_t>(cols, row, out);
+        case Format::q8_0:
+            return pack_blocks<Format::q8_0, 34>(blocks, row, out);
+        case Format::q4_0:
+            return pack_blocks<Format::q4_0, 18>(blocks, row, out);
+        case Format::q4_1:
+            return pack_blocks<Format::q4_1, 20>(blocks, row, out);
+        case Format::q5_0:
+            return pack_blocks<Format::q5_0, 22>(blocks, row, out);
+        case Format::q5_1:
+            return pack_blocks<Format::q5_1, 24>(blocks, row, out);
+        case Format::q4_k:
+            return pack_blocks<Format::q4_k, 144>(blocks, row, out);
+        case Format::q5_k:
+            return pack_blocks<Format::q5_k, 176>(blocks, row, out);
+        case Format::q6_k:
+            return pack_blocks<Format::q6_k, 210>(blocks, row, out);
     }
 }
 
