@@ -1,4 +1,4 @@
-"""The pieces of a step, each alone: products in every format, packing, the barrier, reading memory.
+"""The pieces of a step, each alone: products and attention in every format, packing, the barrier, reading memory.
 
 Builds bench/kernels.cpp in build/bench and runs it. One-row products show how far a format's kernel is from the
 memory's bandwidth (weights in memory) and what it could do without it (weights in the L2 cache); 256-row products
@@ -51,6 +51,11 @@ def table(results: list[dict[str, Any]]) -> str:
             lines.append(f"barrier, {where}: {r['seconds'] * 1e9:.0f} ns")
         elif r["what"] == "read":
             lines.append(f"read, {r['pages']} pages, {where}: {r['gb_per_s']:.1f} GB/s")
+        elif r["what"] == "attention":
+            lines.append(
+                f"attention over {r['slots']:,} slots, {r['format']:<4}, {r['simd']}, {where}: "
+                f"{r['seconds'] * 1e3:.2f} ms {r['gb_per_s']:7.1f} GB/s"
+            )
         elif r["what"] == "pack":
             lines.append(f"pack {r['format']}, {where}: {r['gb_per_s']:.1f} GB/s")
         else:

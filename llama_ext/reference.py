@@ -94,12 +94,12 @@ def q8_0(x: Tensor) -> Tensor:
         [..., n] float32: d times the integers. Not finite, the whole block, where an element of the block is not or
         where d is too large for float16.
     """
-    blocks = x.unflatten(-1, (-1, 32))
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
     largest = blocks.abs().amax(-1, keepdim=True)  # NaN where an element is
     scale = (largest / 127).to(torch.float16).float()
     integers = torch.round(blocks * (127 / largest))
     integers = torch.where(largest < 1e-30, 0, torch.where(torch.isfinite(largest), integers, 1))
-    return (scale * integers).flatten(-2)
+    return (scale * integers).reshape(x.shape)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

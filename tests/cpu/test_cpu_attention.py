@@ -8,7 +8,17 @@ import itertools
 import numpy as np
 import pytest
 import tolerances
-from models import CpuSession, build, deviation, llama4_config, random_ids, random_weights, replaced, tiny_config, variants
+from models import (
+    CpuSession,
+    build,
+    deviation,
+    llama4_config,
+    random_ids,
+    random_weights,
+    replaced,
+    tiny_config,
+    variants,
+)
 
 from llama_ext import _core
 from llama_ext.config import LlamaConfig
@@ -137,7 +147,7 @@ def test_the_same_bits_in_narrow_caches(kv_cache: str, simd: str) -> None:
 @pytest.mark.parametrize("simd", LEVELS)
 @pytest.mark.parametrize("name", [name for name in MASKED if name != "chunk128"])
 def test_rings_and_rollback_in_q8_0(name: str, simd: str) -> None:
-    """The same bits in steps of one row and of many, around every ring, and after taking positions back and coming again."""
+    """The same bits in steps of one row and of many, around every ring, and once positions were taken back."""
     config = replaced(MASKED[name], head_dim=32)
     program = build(config, random_weights(config, seed=2), kv_cache="q8_0", max_rows=20)
     ids = random_ids(config, 60 if name.startswith("tiny") else 260)
@@ -151,7 +161,9 @@ def test_rings_and_rollback_in_q8_0(name: str, simd: str) -> None:
         session.rollback(back)
         session.logits(random_ids(config, back, seed=at))
         session.rollback(back)
-        assert np.array_equal(session.logits(ids[session.position : at + len(step)]), single[at + len(step) - back : at + len(step)])
+        assert np.array_equal(
+            session.logits(ids[session.position : at + len(step)]), single[at + len(step) - back : at + len(step)]
+        )
 
 
 @pytest.mark.parametrize("simd", LEVELS)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +27,17 @@ THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass
 class Model:
+    file: GgufFile
     theirs: torch.nn.Module
     ours: CpuSession
     ids: list[int]
     their_logits: np.ndarray
     our_logits: np.ndarray
+
+
+def our_session(file: GgufFile, **options: Any) -> CpuSession:
+    config = LlamaConfig.from_gguf(file.metadata, set(file.tensors))
+    return CpuSession(programs.build(config, GgufWeights(file), **options), threads=THREADS, poison=False)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +46,7 @@ def model() -> Model:
     assert spec is not None and spec.submodule_search_locations
     path = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     file = GgufFile(path)
-    program = programs.build(LlamaConfig.from_gguf(file.metadata, set(file.tensors)), GgufWeights(file))
-    ours = CpuSession(program, threads=THREADS, poison=False)
+    ours = our_session(file)
     ids = tokenizer_from_gguf(file.metadata).encode(TEXT.read_text())
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -49,7 +55,7 @@ def model() -> Model:
         their_logits = theirs(torch.tensor([ids])).logits[0].numpy()
     our_logits = ours.logits(ids, 256)
     torch.set_num_threads(before)
-    return Model(theirs, ours, ids, their_logits, our_logits)
+    return Model(file, theirs, ours, ids, their_logits, our_logits)
 
 
 def log_likelihoods(logits: np.ndarray, ids: list[int]) -> np.ndarray:
@@ -63,10 +69,10 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
     return float(np.exp(-log_likelihoods(logits, ids).mean()))
 
 
-def within(found: np.ndarray, expected: np.ndarray, ids: list[int]) -> bool:
+def within(found: np.ndarray, expected: np.ndarray, ids: list[int], top1: float = tolerances.TOP1) -> bool:
     off = abs(perplexity(found, ids) / perplexity(expected, ids) - 1)
     agree = (found.argmax(1) == expected.argmax(1)).mean()
-    return bool(off < tolerances.PERPLEXITY and agree >= tolerances.TOP1)
+    return bool(off < tolerances.PERPLEXITY and agree >= top1)
 
 
 def test_perplexity_and_best_tokens(model: Model) -> None:
@@ -87,11 +93,23 @@ def test_perplexity_and_best_tokens(model: Model) -> None:
     )
 
 
+def test_a_q8_0_cache(model: Model) -> None:
+    """Keys and values in 34 bytes for 32: little worse than the f16 cache."""
+    found = our_session(model.file, kv_cache="q8_0").logits(model.ids, 256)
+    assert within(found, model.their_logits, model.ids, tolerances.TOP1_Q8_0)
+    ours, theirs = (log_likelihoods(logits, model.ids) for logits in (found, model.their_logits))
+    assert np.abs(ours - theirs).max() < tolerances.WORST_NATS_Q8_0
+    # And it is one: the f16 cache is nearer by far.
+    distance = [float((logits - model.their_logits).std()) for logits in (found, model.our_logits)]
+    assert distance[0] > 10 * distance[1]
+
+
 def test_the_check_finds_a_slightly_wrong_model(model: Model) -> None:
     rng = np.random.default_rng(41)
     spread = model.their_logits.std()
     noisy = model.their_logits + rng.normal(0, 0.1 * spread, model.their_logits.shape).astype(np.float32)
     assert not within(noisy, model.their_logits, model.ids)
+    assert not within(noisy, model.their_logits, model.ids, tolerances.TOP1_Q8_0)
     assert not within(1.05 * model.their_logits, model.their_logits, model.ids)  # a scale off by a twentieth
     assert not within(np.roll(model.our_logits, 1, axis=0), model.their_logits, model.ids)
 

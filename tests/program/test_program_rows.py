@@ -118,8 +118,7 @@ def test_narrow_caches_lose_only_their_rounding(kv_cache: str) -> None:
     ids = random_ids(config, 30)
     session = ReferenceSession(build(config, weights, kv_cache=kv_cache, max_rows=16))
     found = session.logits(ids)
-    # One rounding of 2^-11 or 2^-8 of every key and value, or of half a step of 1/127 of its block's largest, through four
-    # layers.
+    # One rounding of 2^-11 or 2^-8 of every key and value, or of half a step of its block, through four layers.
     rounding = {"f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 0.5 / 127}[kv_cache]
     assert rounding / 100 < deviation(found, plain_logits(config, weights, ids)) < 10 * rounding
     again = ReferenceSession(build(config, weights, kv_cache=kv_cache, max_rows=16))
@@ -127,7 +126,7 @@ def test_narrow_caches_lose_only_their_rounding(kv_cache: str) -> None:
 
 
 def test_q8_0_is_ggmls() -> None:
-    """The definition against the gguf package's own quantizer, over sizes from f16's subnormal scales to its largest."""
+    """The definition against the gguf package's quantizer, for scales from f16's smallest to its largest."""
     rng = np.random.default_rng(11)
     size = 2.0 ** rng.uniform(-24, 16, (4000, 1))
     x = (rng.normal(0, 1, (4000, 96)) * size).astype(np.float32)
@@ -135,7 +134,8 @@ def test_q8_0_is_ggmls() -> None:
     q8 = gguf.GGMLQuantizationType.Q8_0
     expected = gguf.quants.dequantize(gguf.quants.quantize(x, q8), q8)
     found = q8_0(torch.from_numpy(x)).numpy()
-    # It multiplies by a rounded 1 / d where we multiply by a rounded 127 / max: a quotient next to a half may fall on either side.
+    # It multiplies by a rounded 1 / d where we multiply by a rounded 127 / max: a quotient next to a half may fall on
+    # either side.
     apart = found != expected
     step = np.abs(x.reshape(-1, 3, 32)).max(-1).repeat(32, -1).reshape(x.shape) / 127
     assert apart.mean() < 1e-4 and (np.abs(found - expected) <= 1.1 * step)[apart].all()
