@@ -232,7 +232,13 @@ def test_the_machines_memory(tmp_path: Path) -> None:
         ({"sys/fs/cgroup/memory.max": "max"}, 8192000),
         ({"sys/fs/cgroup/memory.max": "99999999999"}, 8192000),
         ({"sys/fs/cgroup/memory.max": "nonsense"}, 8192000),
-        ({"sys/fs/cgroup/memory.max": "4096000", "sys/fs/cgroup/memory.stat": "anon 96000\nfile 4000000"}, 4000000),
+        (
+            {
+                "sys/fs/cgroup/memory.max": "4096000",
+                "sys/fs/cgroup/memory.stat": "anon 90000\nfile 4000000\nshmem 6000",
+            },
+            4000000,
+        ),
         ({"sys/fs/cgroup/memory.max": "4096", "sys/fs/cgroup/memory.stat": "anon 9000"}, 0),
         (
             {
