@@ -78,10 +78,10 @@ def available_memory(root: Path = Path("/")) -> int | None:
         controllers, _, path = rest.partition(":")
         if controllers == "":
             for folder in _ancestors(groups, path):
-                limits += _grant(folder, "memory.max", ("anon",))
+                limits += _grant(folder, "memory.max", ("anon", "shmem"))
         elif "memory" in controllers.split(","):
             for folder in _ancestors(groups / "memory", path):
-                limits += _grant(folder, "memory.limit_in_bytes", ("total_rss", "rss"))
+                limits += _grant(folder, "memory.limit_in_bytes", ("total_rss", "total_shmem"))
     return min(limits, default=None)
 
 
@@ -101,8 +101,8 @@ def _grant(folder: Path, name: str, held: tuple[str, ...]) -> list[int]:
     if not text.isdecimal() or int(text) >= 2**62:  # version 1 writes "no limit" as nearly 2**63
         return []
     counts = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    used = next((counts[key] for key in held if key in counts), "0")
-    return [max(0, int(text) - (int(used) if used.isdecimal() else 0))]
+    used = sum(int(counts[key]) for key in held if counts.get(key, "").isdecimal())
+    return [max(0, int(text) - used)]
 
 
 def _ancestors(mount: Path, path: str) -> list[Path]:

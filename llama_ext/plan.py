@@ -213,10 +213,13 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
                 return [_combined(wanted, name, kv_cache, tokens)]
     if wanted.weight.experts:
         name, weight = formats[-1]
-        tokens = min(wanted.tokens, CONTEXTS[0])
-        rest = memory - (_plan(config, weight, "", wanted.kv_cache, tokens).total - weight.experts)
-        if rest >= weight.experts // sum(config.moe_layers):
-            return [_combined(wanted, name, wanted.kv_cache, tokens, rest)]
+        layer = weight.experts // sum(config.moe_layers)
+        for tokens in (CONTEXTS[0], 2048, _LEAST_TOKENS):
+            for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
+                least = _plan(config, weight, "", kv_cache, min(tokens, wanted.tokens))
+                rest = memory - (least.total - weight.experts)
+                if rest >= layer:
+                    return [_combined(wanted, name, kv_cache, least.tokens, rest)]
     return []
 
 

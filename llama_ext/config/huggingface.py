@@ -161,7 +161,7 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
         "rope_theta": theta,
         "rope_scaling": scaling,
         "tie_word_embeddings": fields.flag("tie_word_embeddings", False),
-        "name": outer.text("_name_or_path", "").rstrip("/").rsplit("/", 1)[-1],
+        "name": _name(outer.values.get("_name_or_path")),
     }
     if model_type == "llama4":
         return LlamaConfig(**common, **_llama4(fields, layers, defaults))
@@ -174,6 +174,11 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
         if not common["num_local_experts"]:
             fields.fail("num_local_experts", "is 0, but a mixtral consists of experts; convert the model again")
     return LlamaConfig(**common)
+
+
+def _name(path: object) -> str:
+    """The last part of where the model was loaded from when it was saved; it changes nothing."""
+    return path.rstrip("/").rsplit("/", 1)[-1] if isinstance(path, str) else ""
 
 
 def _absent(fields: Fields, key: str, defaults: Mapping[str, Any], null: Any) -> Any:

@@ -48,7 +48,10 @@ class Fields:
         raise CheckpointError(f"'{self.part}{key}' in {self.file} {what}.")
 
     def integer(self, key: str, default: Any = MISSING) -> int:
-        return int(self._get(key, default, (int,), "an integer"))
+        value = int(self._get(key, default, (int,), "an integer"))
+        if value.bit_length() > 64:  # too many digits for a message, too
+            self.fail(key, "is larger than any size that can be served; convert the model again")
+        return value
 
     def number(self, key: str, default: Any = MISSING) -> float:
         try:
