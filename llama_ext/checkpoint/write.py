@@ -97,9 +97,7 @@ def write_gguf(
             + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             + "), so the file would be another model; use a plain Llama."
         )
-    factors = source.rope_factors()
-    if factors is None:
-        factors = rope_factors(source.config)
+    factors = rope_factors(source.config) if source.config.rope_scaling else source.rope_factors()
     if factors is not None:
         data = np.ascontiguousarray(factors, np.float32).view(np.uint8)
         entries.insert(1, _Entry("rope_freqs.weight", factors.shape, "F32", len(data), lambda: iter((data,))))

@@ -35,7 +35,7 @@ _OPTIONS = {"max_context": "--context"} | {
     name: "--" + name.replace("_", "-")
     for name in (
         *("device", "threads", "kv_cache", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
-        *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride"),
+        *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride", "weights"),
     )
 }
 _NAME = "|".join(_OPTIONS)

@@ -80,12 +80,18 @@ def test_scaling_goes_into_a_tensor(saved: Callable[..., Any], tmp_path: Path) -
     model, source, _ = saved("llama3.1")
     write.write_gguf(source, tmp_path / "out.gguf", tokenizer=VOCABULARY)
     file = GgufFile(tmp_path / "out.gguf")
-    factors = GgufWeights(file, source.config).rope_factors()
+    factors = GgufWeights(file, dataclasses.replace(source.config, rope_scaling=None)).rope_factors()
     assert factors is not None and factors.shape == (4,)
     plain = np.array([500000.0 ** (-2 * i / 8) for i in range(4)])
     theirs = model.model.rotary_emb.inv_freq.numpy()
     assert np.allclose(plain / factors, theirs, rtol=1e-6)  # float32 on both sides
     assert factors.max() == 8 and factors.min() == 1  # both ends of the blend are there
+    # The metadata may say it as well; it must not count twice.
+    found = GgufWeights(file)
+    given = found.rope_factors()
+    frequencies = np.array(found.config.inverse_frequencies()) / (1 if given is None else given)
+    assert np.allclose(frequencies, source.config.inverse_frequencies(), rtol=1e-6)
+    assert GgufWeights(file, source.config).rope_factors() is None
     _, source, _ = saved("llama3")
     write.write_gguf(source, tmp_path / "plain.gguf", tokenizer=VOCABULARY)
     assert "rope_freqs.weight" not in GgufFile(tmp_path / "plain.gguf").tensors
@@ -418,8 +424,9 @@ def test_a_quantized_file(saved: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_the_config_of_what_was_written(saved: Callable[..., Any], tmp_path: Path) -> None:
-    for kind in ("llama1", "mixtral", "scout", "maverick"):
+    for kind in ("llama1", "llama3.1", "llama3.2-tied", "mistral", "mixtral", "scout", "maverick"):
         _, source, _ = saved(kind)
         write.write_gguf(source, tmp_path / f"{kind}.gguf", tokenizer=VOCABULARY)
         found = GgufWeights(GgufFile(tmp_path / f"{kind}.gguf")).config
-        assert dataclasses.replace(found, name="") == dataclasses.replace(source.config, name=""), kind
+        expected = dataclasses.replace(source.config, name="", rope_scaling=found.rope_scaling)
+        assert dataclasses.replace(found, name="") == expected, kind
