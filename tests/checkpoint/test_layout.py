@@ -112,6 +112,19 @@ def test_files_are_mapped_not_copied(saved: Callable[..., Any]) -> None:
     assert callable(q.data)  # a permutation is made when it is needed, and not before
 
 
+def test_tensors_at_odd_addresses(saved: Callable[..., Any]) -> None:
+    """A header of any length is valid; what is not aligned is copied."""
+    folder, config, expected = saved("mixtral", torch.bfloat16)
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    file.write_bytes((length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :])
+    source = HfSource(folder, config)
+    check(source, config, expected)
+    for name in expected:
+        assert source.tensor(name).read().ctypes.data % 2 == 0
+
+
 def test_the_order_of_q_and_k_is_that_of_the_rotation(saved: Callable[..., Any]) -> None:
     """What transformers rotates in halves, the layout rotates in neighbours: the same numbers in another order."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -308,6 +321,14 @@ def test_gguf(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     check(source, config, expected)
     for name in expected:
         assert is_vector(name) or not source.tensor(name).read().flags.owndata  # in place, experts as well
+
+
+def test_gguf_with_gate_and_up_in_one_tensor(tmp_path: Path) -> None:
+    model = random_model("mixtral")
+    config, expected = config_of(model), layout_of(model)
+    path = write_gguf(tmp_path / "m.gguf", expected, config, merge_gate_up=True)
+    assert GgufFile(path).tensors["blk.1.ffn_gate_up_exps.weight"].shape == (4, 192, 64)
+    check(GgufWeights(GgufFile(path), config), config, expected)
 
 
 def test_gguf_with_experts_in_tensors_of_their_own(tmp_path: Path) -> None:

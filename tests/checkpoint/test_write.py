@@ -105,6 +105,11 @@ def test_from_gguf_to_gguf(saved: Callable[..., Any], tmp_path: Path) -> None:
         "tokenizer.ggml.scores": [0.5, -1.0, 0.0, 1e-3],
         "tokenizer.ggml.token_type": [1, 2, 3, 6],
         "tokenizer.ggml.add_bos_token": True,
+        "general.counts": np.array([1, 2**63], np.uint64),
+        "general.small": np.array([-1, 2], np.int8),
+        "general.flags": np.array([True, False]),
+        "general.least": -5,
+        "general.most": 2**40,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.chat_template": "{{ messages }}\n",
     }
@@ -123,7 +128,9 @@ def test_from_gguf_to_gguf(saved: Callable[..., Any], tmp_path: Path) -> None:
     for key, value in vocabulary.items():
         found = second.metadata[key]
         if isinstance(found, np.ndarray):
-            assert found.dtype in (np.float32, np.int32) and np.allclose(found, np.array(value))
+            assert np.allclose(found, np.array(value))
+            assert found.dtype == (value.dtype if isinstance(value, np.ndarray) else found.dtype)
+            assert isinstance(value, np.ndarray) or found.dtype in (np.float32, np.int32)
         else:
             assert found == value
     assert {n: t.data.tobytes() for n, t in first.tensors.items()} == {
@@ -300,6 +307,13 @@ def test_files_that_are_there_and_disks_without_room(
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    link = tmp_path / "link.gguf"
+    link.symlink_to(path)
+    write.write_gguf(source, link, tokenizer=VOCABULARY, force=True)
+    assert link.is_symlink() and list(out.iterdir()) == [path]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionError, match="is no regular file"):
+        write.write_gguf(source, tmp_path / "pipe", tokenizer=VOCABULARY, force=True)
     with pytest.raises(OptionError, match="is a folder"):
         write.write_gguf(source, out, tokenizer=VOCABULARY)
     with pytest.raises(OptionError, match="cannot be written"):
