@@ -31,6 +31,7 @@ from llama_ext.checkpoint.hf import HfSource
 from llama_ext.checkpoint.layout import is_vector, layout
 from llama_ext.checkpoint.meta import MetaSource
 from llama_ext.checkpoint.names import GgufWeights
+from llama_ext.checkpoint.open import open_source
 from llama_ext.checkpoint.source import Source
 from llama_ext.config import LlamaConfig
 from llama_ext.errors import CheckpointError
@@ -359,3 +360,32 @@ def test_the_config_of_a_folder(saved: Callable[..., Any]) -> None:
     assert source.config == config and json.loads((folder / "config.json").read_text())["model_type"] == "llama4_text"
     check(source, config, expected)
     assert text_config(random_model("scout-vision")).model_type == "llama4_text"
+
+
+def test_the_content_says_what_is_opened(tmp_path: Path) -> None:
+    model = random_model("llama2-gqa")
+    config, expected = config_of(model), layout_of(model)
+    folder = tmp_path / "both"
+    write_meta(folder, meta_shards(expected, config, 2), meta_params(config))
+    source = open_source(folder)
+    assert isinstance(source, MetaSource) and source.tokenizer == folder == source.path
+    check(source, source.config, expected)
+    # Mistral's folders hold a config.json as well, and the weights in one format or in both.
+    model.config.save_pretrained(folder)
+    assert isinstance(open_source(folder), MetaSource)
+    model.save_pretrained(folder)
+    source = open_source(str(folder))
+    assert isinstance(source, HfSource) and source.tokenizer == folder == source.path
+    assert source.config == config
+    check(source, config, expected)
+    facts = source.describe()
+    assert facts["kind"] == "Hugging Face folder" and facts["matrices"] == {"F32": 2 + 2 * 7}
+    assert facts["files"] == 1 and facts["file_bytes"] == (folder / "model.safetensors").stat().st_size
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(CheckpointError, match="gpt2") as caught:
+        open_source(folder)
+    assert str(folder) in str(caught.value)
+    path = write_gguf(tmp_path / "nothing-said.bin", expected, config)
+    with pytest.raises(CheckpointError, match="llama") as caught:  # its content says GGUF, its metadata says nothing
+        open_source(path)
+    assert str(path) in str(caught.value)
