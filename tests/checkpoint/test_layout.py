@@ -26,6 +26,7 @@ from checkpoint_models import (
 )
 from safetensors.torch import load_file, save_file
 
+from llama_ext.checkpoint.assemble import Part, assemble, place
 from llama_ext.checkpoint.gguf import GgufFile
 from llama_ext.checkpoint.hf import HfSource
 from llama_ext.checkpoint.layout import is_vector, layout
@@ -338,6 +339,20 @@ def test_gguf_with_experts_in_tensors_of_their_own(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", expected, config, split_experts=True)
     assert "blk.1.ffn_down.3.weight" in GgufFile(path).tensors
     check(GgufWeights(GgufFile(path), config), config, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize(("rows", "cols"), [(300, 257), (128, 129), (1, 500), (256, 3)])
+def test_assembling_matrices_larger_than_a_tile(rows: int, cols: int, dtype: type[Any]) -> None:
+    whole = np.random.default_rng(3).integers(0, 60_000, (rows, cols), dtype)
+    stored = np.concatenate((whole.T, whole.T + 1), axis=1)  # a strided half is what experts are
+    assert assemble([Part(stored[:, :rows], transposed=True)], rows, cols).tobytes() == whole.tobytes()
+    at = cols // 3
+    parts = [Part(whole[:, :at].T.copy(), transposed=True), Part(whole[:, at:])]
+    placed = place(parts, rows, cols)
+    assert placed is not None and [(part.row, part.col) for part in placed] == [(0, 0), (0, at)]
+    assert assemble(placed, rows, cols).tobytes() == whole.tobytes()
+    assert place(parts, rows, cols + 1) is None and place(parts[1:], rows, cols) is None
 
 
 def test_what_a_wrong_reader_would_give(tmp_path: Path) -> None:
