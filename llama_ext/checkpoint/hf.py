@@ -156,7 +156,7 @@ class HfSource(Source):
         heads = self._halved_heads(name)
         if heads:
             return Tensor(stored, form, rows, cols, lambda: bytes_of(interleave(values, heads)))
-        return Tensor(stored, form, rows, cols, bytes_of(values))
+        return Tensor.of(stored, form, values)
 
     def _halved_heads(self, name: str) -> int:
         """The number of heads whose rows are to be brought from halves to neighbours; 0 where nothing is."""
@@ -192,7 +192,7 @@ class HfSource(Source):
             values = self._values(merged, (experts, 2 * rows, cols))[expert]
             values = values[:size] if part == "gate" else values[size:]
             label = f"{merged}[{expert}.{part}]"
-        return Tensor(label, self._stored[merged].format, rows, cols, bytes_of(values))
+        return Tensor.of(label, self._stored[merged].format, values)
 
     def _either(self, first: str, second: str) -> str:
         """The module of two that has a router."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,8 +207,8 @@ class MetaSource(Source):
         placed = place(parts, rows, cols)
         if placed is None:
             raise self._misfit(stored, shards, (rows, cols))
-        if len(placed) == 1 and not placed[0].transposed and placed[0].values.flags.c_contiguous:
-            return Tensor(label or stored, form, rows, cols, bytes_of(placed[0].values))
+        if len(placed) == 1 and not placed[0].transposed:
+            return Tensor.of(label or stored, form, placed[0].values)
         return Tensor(label or stored, form, rows, cols, lambda: assemble(placed, rows, cols))
 
     def _without_copies(self, parts: list[Part], rows: int, stored: str) -> list[Part]:
@@ -316,6 +317,10 @@ def _open_pth(path: Path) -> dict[str, _Stored]:
             f"{path}: torch reads Meta's .pth files and is not installed: run 'pip install torch', or use the same "
             "model as safetensors or GGUF."
         ) from error
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path}: is no archive of torch (the format before torch 1.6 is not read): download it again."
+        )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the damage leads to: pickle's, zip's and its own errors

@@ -107,9 +107,14 @@ class GgufWeights(Source):
         return self._file.metadata
 
     def rope_factors(self) -> npt.NDArray[np.float32] | None:
-        """Divisors of the rotation frequencies [head_dim / 2], where the file has them (Llama 3.1 and later)."""
+        """Divisors of the rotation frequencies [head_dim / 2], where the file has them (Llama 3.1 and later).
+
+        None where the config has the scaling already: it must not count twice.
+        """
         tensor = self._file.tensors.get(_ROPE)
-        return None if tensor is None else self._vector(_ROPE, tensor)
+        if tensor is None or self.config.rope_scaling is not None:
+            return None
+        return self._vector(_ROPE, tensor)
 
     def unused(self) -> list[str]:
         return [name for name in sorted(set(self._file.tensors) - self._used) if not _HARMLESS.fullmatch(name)]

@@ -42,7 +42,9 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """
     found = resolve(path)
     try:
-        return _open(found)
+        source = _open(found)
+        _ = source.config  # a GGUF's is read when it is first asked for
+        return source
     except CheckpointError as error:
         if str(found) in str(error):
             raise

@@ -47,6 +47,15 @@ class Tensor:
     cols: int
     data: Bytes | Callable[[], Bytes]
 
+    @classmethod
+    def of(cls, stored: str, format: str, values: npt.NDArray[Any]) -> Tensor:
+        """The matrix `values` [rows, cols], elements as words of their size: in place, if it lies there as a whole and
+        on an address that is a multiple of the word; else a copy each time."""
+        rows, cols = values.shape
+        if values.flags.c_contiguous and values.flags.aligned:
+            return cls(stored, format, rows, cols, values.reshape(-1).view(np.uint8))
+        return cls(stored, format, rows, cols, lambda: values.copy(order="C").reshape(-1).view(np.uint8))
+
     @property
     def nbytes(self) -> int:
         form = FORMATS[self.format]
@@ -63,7 +72,8 @@ class Tensor:
 
 
 def to_float32(data: Bytes, format: str) -> npt.NDArray[np.float32]:
-    """The values of bytes in F32, F16 or BF16, exactly."""
+    """The values of bytes in F32, F16 or BF16, exactly, in new memory."""
+    data = data.copy()  # aligned, whatever the file's tensors are
     if format == "F32":
         return data.view(np.float32)
     if format == "F16":

@@ -30,6 +30,10 @@ _FILE_TYPES = {
     **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
     **{"Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32},
 }
+_ARRAYS = {
+    **{"i1": "INT8", "u1": "UINT8", "i2": "INT16", "u2": "UINT16", "i4": "INT32", "u4": "UINT32"},
+    **{"i8": "INT64", "u8": "UINT64", "f4": "FLOAT32", "f8": "FLOAT64", "b1": "BOOL"},
+}
 # Keys that say how a file lies on the disk, not what is in it.
 _OF_THE_FILE = ("split.", "general.alignment", "general.file_type", "general.quantization_version")
 
@@ -85,9 +89,11 @@ def write_gguf(
         OptionError: `path` is there already, cannot be written, or its disk has too little room.
         CheckpointError: the source is damaged.
     """
-    path = Path(path)
-    if path.is_dir() or not path.name:
+    path = Path(os.path.realpath(path))  # behind a link lies what is replaced, not the link
+    if path.is_dir():
         raise OptionError(f"{path}: is a folder; give the name of a file.")
+    if path.exists() and not path.is_file():
+        raise OptionError(f"{path}: is no regular file; give another name.")
     if path.exists() and not force:
         raise OptionError(f"{path}: is there already; give another name, or --force to replace it.")
     entries = [_entry(source, name) for name in gguf_names(source.config)]
@@ -97,9 +103,7 @@ def write_gguf(
             + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             + "), so the file would be another model; use a plain Llama."
         )
-    factors = source.rope_factors()
-    if factors is None:
-        factors = rope_factors(source.config)
+    factors = rope_factors(source.config) if source.config.rope_scaling else source.rope_factors()
     if factors is not None:
         data = np.ascontiguousarray(factors, np.float32).view(np.uint8)
         entries.insert(1, _Entry("rope_freqs.weight", factors.shape, "F32", len(data), lambda: iter((data,))))
@@ -190,8 +194,7 @@ def _write_header(path: Path, metadata: Mapping[str, object], entries: list[_Ent
     writer = gguf.GGUFWriter(path, str(metadata.get("general.architecture", "llama")))
     for key, value in metadata.items():
         if key != "general.architecture":
-            kind, encoded = _value(key, value, gguf.GGUFValueType)
-            writer.add_key_value(key, encoded, kind)
+            _add(writer, key, value)
     for entry in entries:
         writer.add_tensor_info(
             entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, gguf.GGMLQuantizationType[entry.format]
@@ -206,25 +209,33 @@ def _write_header(path: Path, metadata: Mapping[str, object], entries: list[_Ent
     return _padded(size)
 
 
-def _value(key: str, value: object, kinds: Any) -> tuple[Any, Any]:
-    """A metadata value as the `gguf` package takes it, with its type."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, bool):
-        return kinds.BOOL, value
-    if isinstance(value, int):
-        kind = kinds.UINT32 if 0 <= value < 2**32 else kinds.UINT64 if value >= 0 else kinds.INT64
-        return kind, value
-    if isinstance(value, float):
-        return kinds.FLOAT32, value
-    if isinstance(value, str):
-        return kinds.STRING, value.encode("utf-8", "surrogateescape")
-    if isinstance(value, list | tuple):
-        if not value:
-            # The package cannot write an empty array; a reader takes a missing one for it.
-            return kinds.STRING, b""
-        return kinds.ARRAY, [v.encode("utf-8", "surrogateescape") if isinstance(v, str) else v for v in value]
-    raise CheckpointError(f"the key '{key}' has a value of type {type(value).__name__}, which no GGUF can hold.")
+def _add(writer: Any, key: str, value: object) -> None:
+    """Gives the writer a metadata value; integers and floats are of 32 bits where that holds them."""
+    import gguf
+
+    kinds = gguf.GGUFValueType
+    if isinstance(value, np.ndarray | list | tuple):
+        if len(value) == 0:
+            return  # the package cannot write an empty array
+        kind = kinds[_ARRAYS[value.dtype.str[1:]]] if isinstance(value, np.ndarray) else None
+        items = value.tolist() if isinstance(value, np.ndarray) else [_encoded(item) for item in value]
+        writer.add_key_value(key, items, kinds.ARRAY, kind)
+    elif isinstance(value, bool):
+        writer.add_key_value(key, value, kinds.BOOL)
+    elif isinstance(value, int):
+        kind = kinds.UINT32 if 0 <= value < 2**32 else kinds.UINT64 if value > 0 else kinds.INT64
+        writer.add_key_value(key, value, kinds.INT32 if -(2**31) <= value < 0 else kind)
+    elif isinstance(value, float):
+        writer.add_key_value(key, value, kinds.FLOAT32)
+    elif isinstance(value, str):
+        writer.add_key_value(key, _encoded(value), kinds.STRING)
+    else:
+        raise CheckpointError(f"the key '{key}' has a value of type {type(value).__name__}, which no GGUF can hold.")
+
+
+def _encoded(value: object) -> object:
+    # A piece of a vocabulary may be no UTF-8; the reader keeps its bytes as surrogates.
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
 def _check_room(path: Path, needed: int) -> None:

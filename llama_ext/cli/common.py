@@ -34,19 +34,9 @@ STDOUT = "standard output"
 _OPTIONS = {"max_context": "--context"} | {
     name: "--" + name.replace("_", "-")
     for name in (
-        *(
-            "device",
-            "threads",
-            "weights",
-            "resident_limit",
-            "kv_cache",
-            "max_new_tokens",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-        ),
-        *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride"),
+        *("device", "threads", "weights", "resident_limit", "kv_cache", "max_new_tokens"),
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"),
+        *("logprobs", "window", "stride"),
     )
 }
 _NAME = "|".join(_OPTIONS)

@@ -336,7 +336,14 @@ _GGUF = {
 }
 
 
-def write_gguf(path: Path, tensors: Tensors, config: LlamaConfig, *, split_experts: bool = False) -> Path:
+def write_gguf(
+    path: Path,
+    tensors: Tensors,
+    config: LlamaConfig,
+    *,
+    split_experts: bool = False,
+    merge_gate_up: bool = False,
+) -> Path:
     """A GGUF without metadata but the architecture; the config goes to the reader beside it."""
     writer = gguf.GGUFWriter(path, "llama4" if config.model_type == "llama4" else "llama")
     top = {"embed": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight"}
@@ -361,6 +368,11 @@ def write_gguf(path: Path, tensors: Tensors, config: LlamaConfig, *, split_exper
         _, expert, part = kind.split(".")
         if split_experts:
             add(f"blk.{layer}.ffn_{part}.{expert}.weight", tensor)
+        elif merge_gate_up and part in ("gate", "up"):
+            if expert == "0" and part == "gate":
+                p = f"layers.{layer}.experts."
+                pairs = [torch.cat((tensors[f"{p}{e}.gate"], tensors[f"{p}{e}.up"])) for e in range(4)]
+                add(f"blk.{layer}.ffn_gate_up_exps.weight", torch.stack(pairs))
         elif expert == "0":
             experts = [tensors[f"layers.{layer}.experts.{e}.{part}"] for e in range(config.num_local_experts)]
             add(f"blk.{layer}.ffn_{part}_exps.weight", torch.stack(experts))

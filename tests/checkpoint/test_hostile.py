@@ -12,18 +12,21 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from checkpoint_models import Tensors, config_of, layout_of, meta_shards, random_model, write_meta
+from checkpoint_models import Tensors, config_of, layout_of, meta_shards, random_model, write_gguf, write_meta
 from safetensors.torch import save_file
 
+from llama_ext.checkpoint.gguf import GgufFile
 from llama_ext.checkpoint.hf import HfSource, read_json
 from llama_ext.checkpoint.layout import layout
 from llama_ext.checkpoint.meta import MetaSource
+from llama_ext.checkpoint.names import GgufWeights
 from llama_ext.checkpoint.open import open_source, resolve
 from llama_ext.checkpoint.safetensors import SafetensorsFile, values_of
 from llama_ext.config import LlamaConfig
@@ -373,6 +376,26 @@ def test_fused_tensors_that_do_not_split(tmp_path: Path) -> None:
         source = MetaSource(write_meta(tmp_path / str(index), bad, {}), config)
         with pytest.raises(CheckpointError, match=f"does not split into {message}.*same model"):
             source.tensor(name)
+
+
+def test_experts_of_a_gguf_that_do_not_fit(tmp_path: Path) -> None:
+    model = random_model("mixtral")
+    config, tensors = config_of(model), layout_of(model)
+    source = GgufWeights(
+        GgufFile(write_gguf(tmp_path / "a.gguf", tensors, config)), replace(config, num_local_experts=3)
+    )
+    with pytest.raises(CheckpointError, match=r"a\.gguf.*'blk\.1\.ffn_up_exps\.weight' is \[4, .* 3 experts.*convert"):
+        source.tensor("layers.1.experts.2.up")
+    less = {name: tensor for name, tensor in tensors.items() if not name.endswith(".down")}
+    source = GgufWeights(GgufFile(write_gguf(tmp_path / "b.gguf", less, config)), config)
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.ffn_down_exps\.weight' is missing"):
+        source.tensor("layers.0.experts.0.down")
+    flat = write_gguf(tmp_path / "c.gguf", tensors, config)
+    stacked = GgufFile(flat)
+    found = stacked.tensors["blk.0.ffn_up_exps.weight"]
+    stacked.tensors[found.name] = replace(found, shape=(4 * 96, 64))
+    with pytest.raises(CheckpointError, match=r"must have 3 dimensions, is \[384, 64\]"):
+        GgufWeights(stacked, config).tensor("layers.0.experts.0.up")
 
 
 def test_meta_without_torch(tmp_path: Path, shards: tuple[LlamaConfig, list[Tensors]]) -> None:

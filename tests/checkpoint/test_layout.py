@@ -26,11 +26,13 @@ from checkpoint_models import (
 )
 from safetensors.torch import load_file, save_file
 
+from llama_ext.checkpoint.assemble import Part, assemble, place
 from llama_ext.checkpoint.gguf import GgufFile
 from llama_ext.checkpoint.hf import HfSource
 from llama_ext.checkpoint.layout import is_vector, layout
 from llama_ext.checkpoint.meta import MetaSource
 from llama_ext.checkpoint.names import GgufWeights
+from llama_ext.checkpoint.open import open_source
 from llama_ext.checkpoint.source import Source
 from llama_ext.config import LlamaConfig
 from llama_ext.errors import CheckpointError
@@ -110,6 +112,19 @@ def test_files_are_mapped_not_copied(saved: Callable[..., Any]) -> None:
         assert data.ctypes.data == source.tensor(name).read().ctypes.data
     q = source.tensor("layers.0.q")
     assert callable(q.data)  # a permutation is made when it is needed, and not before
+
+
+def test_tensors_at_odd_addresses(saved: Callable[..., Any]) -> None:
+    """A header of any length is valid; what is not aligned is copied."""
+    folder, config, expected = saved("mixtral", torch.bfloat16)
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    file.write_bytes((length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :])
+    source = HfSource(folder, config)
+    check(source, config, expected)
+    for name in expected:
+        assert source.tensor(name).read().ctypes.data % 2 == 0
 
 
 def test_the_order_of_q_and_k_is_that_of_the_rotation(saved: Callable[..., Any]) -> None:
@@ -310,12 +325,34 @@ def test_gguf(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
         assert is_vector(name) or not source.tensor(name).read().flags.owndata  # in place, experts as well
 
 
+def test_gguf_with_gate_and_up_in_one_tensor(tmp_path: Path) -> None:
+    model = random_model("mixtral")
+    config, expected = config_of(model), layout_of(model)
+    path = write_gguf(tmp_path / "m.gguf", expected, config, merge_gate_up=True)
+    assert GgufFile(path).tensors["blk.1.ffn_gate_up_exps.weight"].shape == (4, 192, 64)
+    check(GgufWeights(GgufFile(path), config), config, expected)
+
+
 def test_gguf_with_experts_in_tensors_of_their_own(tmp_path: Path) -> None:
     model = random_model("mixtral")
     config, expected = config_of(model), layout_of(model)
     path = write_gguf(tmp_path / "m.gguf", expected, config, split_experts=True)
     assert "blk.1.ffn_down.3.weight" in GgufFile(path).tensors
     check(GgufWeights(GgufFile(path), config), config, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize(("rows", "cols"), [(300, 257), (128, 129), (1, 500), (256, 3)])
+def test_assembling_matrices_larger_than_a_tile(rows: int, cols: int, dtype: type[Any]) -> None:
+    whole = np.random.default_rng(3).integers(0, 60_000, (rows, cols), dtype)
+    stored = np.concatenate((whole.T, whole.T + 1), axis=1)  # a strided half is what experts are
+    assert assemble([Part(stored[:, :rows], transposed=True)], rows, cols).tobytes() == whole.tobytes()
+    at = cols // 3
+    parts = [Part(whole[:, :at].T.copy(), transposed=True), Part(whole[:, at:])]
+    placed = place(parts, rows, cols)
+    assert placed is not None and [(part.row, part.col) for part in placed] == [(0, 0), (0, at)]
+    assert assemble(placed, rows, cols).tobytes() == whole.tobytes()
+    assert place(parts, rows, cols + 1) is None and place(parts[1:], rows, cols) is None
 
 
 def test_what_a_wrong_reader_would_give(tmp_path: Path) -> None:
@@ -338,3 +375,32 @@ def test_the_config_of_a_folder(saved: Callable[..., Any]) -> None:
     assert source.config == config and json.loads((folder / "config.json").read_text())["model_type"] == "llama4_text"
     check(source, config, expected)
     assert text_config(random_model("scout-vision")).model_type == "llama4_text"
+
+
+def test_the_content_says_what_is_opened(tmp_path: Path) -> None:
+    model = random_model("llama2-gqa")
+    config, expected = config_of(model), layout_of(model)
+    folder = tmp_path / "both"
+    write_meta(folder, meta_shards(expected, config, 2), meta_params(config))
+    source = open_source(folder)
+    assert isinstance(source, MetaSource) and source.tokenizer == folder == source.path
+    check(source, source.config, expected)
+    # Mistral's folders hold a config.json as well, and the weights in one format or in both.
+    model.config.save_pretrained(folder)
+    assert isinstance(open_source(folder), MetaSource)
+    model.save_pretrained(folder)
+    source = open_source(str(folder))
+    assert isinstance(source, HfSource) and source.tokenizer == folder == source.path
+    assert source.config == config
+    check(source, config, expected)
+    facts = source.describe()
+    assert facts["kind"] == "Hugging Face folder" and facts["matrices"] == {"F32": 2 + 2 * 7}
+    assert facts["files"] == 1 and facts["file_bytes"] == (folder / "model.safetensors").stat().st_size
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(CheckpointError, match="gpt2") as caught:
+        open_source(folder)
+    assert str(folder) in str(caught.value)
+    path = write_gguf(tmp_path / "nothing-said.bin", expected, config)
+    with pytest.raises(CheckpointError, match="llama") as caught:  # its content says GGUF, its metadata says nothing
+        open_source(path)
+    assert str(path) in str(caught.value)

@@ -80,12 +80,18 @@ def test_scaling_goes_into_a_tensor(saved: Callable[..., Any], tmp_path: Path) -
     model, source, _ = saved("llama3.1")
     write.write_gguf(source, tmp_path / "out.gguf", tokenizer=VOCABULARY)
     file = GgufFile(tmp_path / "out.gguf")
-    factors = GgufWeights(file, source.config).rope_factors()
+    factors = GgufWeights(file, dataclasses.replace(source.config, rope_scaling=None)).rope_factors()
     assert factors is not None and factors.shape == (4,)
     plain = np.array([500000.0 ** (-2 * i / 8) for i in range(4)])
     theirs = model.model.rotary_emb.inv_freq.numpy()
     assert np.allclose(plain / factors, theirs, rtol=1e-6)  # float32 on both sides
     assert factors.max() == 8 and factors.min() == 1  # both ends of the blend are there
+    # The metadata may say it as well; it must not count twice.
+    found = GgufWeights(file)
+    given = found.rope_factors()
+    frequencies = np.array(found.config.inverse_frequencies()) / (1 if given is None else given)
+    assert np.allclose(frequencies, source.config.inverse_frequencies(), rtol=1e-6)
+    assert GgufWeights(file, source.config).rope_factors() is None
     _, source, _ = saved("llama3")
     write.write_gguf(source, tmp_path / "plain.gguf", tokenizer=VOCABULARY)
     assert "rope_freqs.weight" not in GgufFile(tmp_path / "plain.gguf").tensors
@@ -99,6 +105,11 @@ def test_from_gguf_to_gguf(saved: Callable[..., Any], tmp_path: Path) -> None:
         "tokenizer.ggml.scores": [0.5, -1.0, 0.0, 1e-3],
         "tokenizer.ggml.token_type": [1, 2, 3, 6],
         "tokenizer.ggml.add_bos_token": True,
+        "general.counts": np.array([1, 2**63], np.uint64),
+        "general.small": np.array([-1, 2], np.int8),
+        "general.flags": np.array([True, False]),
+        "general.least": -5,
+        "general.most": 2**40,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.chat_template": "{{ messages }}\n",
     }
@@ -117,7 +128,9 @@ def test_from_gguf_to_gguf(saved: Callable[..., Any], tmp_path: Path) -> None:
     for key, value in vocabulary.items():
         found = second.metadata[key]
         if isinstance(found, np.ndarray):
-            assert found.dtype in (np.float32, np.int32) and np.allclose(found, np.array(value))
+            assert np.allclose(found, np.array(value))
+            assert found.dtype == (value.dtype if isinstance(value, np.ndarray) else found.dtype)
+            assert isinstance(value, np.ndarray) or found.dtype in (np.float32, np.int32)
         else:
             assert found == value
     assert {n: t.data.tobytes() for n, t in first.tensors.items()} == {
@@ -294,6 +307,13 @@ def test_files_that_are_there_and_disks_without_room(
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    link = tmp_path / "link.gguf"
+    link.symlink_to(path)
+    write.write_gguf(source, link, tokenizer=VOCABULARY, force=True)
+    assert link.is_symlink() and list(out.iterdir()) == [path]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionError, match="is no regular file"):
+        write.write_gguf(source, tmp_path / "pipe", tokenizer=VOCABULARY, force=True)
     with pytest.raises(OptionError, match="is a folder"):
         write.write_gguf(source, out, tokenizer=VOCABULARY)
     with pytest.raises(OptionError, match="cannot be written"):
@@ -418,8 +438,9 @@ def test_a_quantized_file(saved: Callable[..., Any], tmp_path: Path) -> None:
 
 
 def test_the_config_of_what_was_written(saved: Callable[..., Any], tmp_path: Path) -> None:
-    for kind in ("llama1", "mixtral", "scout", "maverick"):
+    for kind in ("llama1", "llama3.1", "llama3.2-tied", "mistral", "mixtral", "scout", "maverick"):
         _, source, _ = saved(kind)
         write.write_gguf(source, tmp_path / f"{kind}.gguf", tokenizer=VOCABULARY)
         found = GgufWeights(GgufFile(tmp_path / f"{kind}.gguf")).config
-        assert dataclasses.replace(found, name="") == dataclasses.replace(source.config, name=""), kind
+        expected = dataclasses.replace(source.config, name="", rope_scaling=found.rope_scaling)
+        assert dataclasses.replace(found, name="") == expected, kind

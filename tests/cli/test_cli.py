@@ -36,7 +36,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "bench", "perplexity", "inspect"])
+@pytest.mark.parametrize("command", ["", "generate", "chat", "bench", "perplexity", "inspect", "convert"])
 def test_help(capsys: Capture, command: str) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
@@ -45,7 +45,7 @@ def test_help(capsys: Capture, command: str) -> None:
     if command:
         assert f"llama-ext {command} -m" in text and "--json" in text and "--model" in text
     else:
-        for name in ("generate", "chat", "bench", "perplexity", "inspect"):
+        for name in ("generate", "chat", "bench", "perplexity", "inspect", "convert"):
             assert name in text
 
 
