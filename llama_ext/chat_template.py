@@ -102,20 +102,14 @@ _MISTRAL = """\
 {%%- set state.users = state.users - 1 -%%}
 {{ '[INST]' + space + (state.system if state.users == 0 else '') + message.content + '[/INST]' }}
 {%%- elif message.role == 'assistant' -%%}
-{{ space + %(answer)s + eos_token }}
+{{ space + message.content.rstrip(' ') + eos_token }}
 {%%- else -%%}
 {{ raise_exception('the Mistral format knows a first system message, user and assistant messages') }}
 {%%- endif -%%}
 {%%- endfor -%%}"""
 
-_MISTRAL_V3 = _MISTRAL % {
-    "system": "{%- set state.system = message.content + '\\n\\n' -%}",
-    "answer": "message.content.rstrip(' ')",
-}
-_MISTRAL_V7 = _MISTRAL % {
-    "system": "{{ '[SYSTEM_PROMPT]' + space + message.content + '[/SYSTEM_PROMPT]' }}",
-    "answer": "message.content",
-}
+_MISTRAL_V3 = _MISTRAL % {"system": "{%- set state.system = message.content + '\\n\\n' -%}"}
+_MISTRAL_V7 = _MISTRAL % {"system": "{{ '[SYSTEM_PROMPT]' + space + message.content + '[/SYSTEM_PROMPT]' }}"}
 
 _BUILT_IN = {
     "chatml": _CHATML,

@@ -86,8 +86,8 @@ class SentencePieceTokenizer(Tokenizer):
             if kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and self._cuts_user_defined):
                 after_special = self._adds_space
             elif piece:
-                # `encode` puts a space before text that begins or follows a special token.
-                out += piece[1:] if after_special and piece[:1] == b" " else piece
+                # `encode` puts a space before text that begins or follows a special token, never as a byte.
+                out += piece[1:] if after_special and kind != BYTE and piece[:1] == b" " else piece
                 after_special = False
                 continue
             out += piece
