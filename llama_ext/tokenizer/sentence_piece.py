@@ -55,7 +55,7 @@ class SentencePieceTokenizer(Tokenizer):
         backend = SentencePieceProcessor()
         try:
             backend.LoadFromSerializedProto(_model_proto(vocabulary, self._cuts_user_defined))
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeError) as error:  # of a message that quotes a piece that is no UTF-8
             raise CheckpointError(
                 f"sentencepiece refuses the vocabulary ({error}): convert the model again."
             ) from error
@@ -66,7 +66,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode_plain(self, text: str, *, after_special: bool) -> list[int]:
         if self._removes_spaces:
-            text = re.sub(" {2,}", " ", text.replace(_SPACE, " ").strip(" "))
+            text = re.sub(" {2,}", " ", text.strip(" "))
         if self._adds_space and after_special and text:
             text = " " + text
         ids: list[int] = self._backend.EncodeAsIds(text.replace(" ", _SPACE))

@@ -491,13 +491,17 @@ def test_order_of_lines_and_line_ends_do_not_matter(tmp_path: Path, llama3_model
         ({"llama_ext.tokenizer_json": 5}, "is a int"),
         ({"llama_ext.tokenizer_json": "{"}, "not understood"),
         (
-            {"llama_ext.tokenizer_json": json.dumps(_tiny_json(specials=tuple("<%d>" % i for i in range(9))))},
+            {"llama_ext.tokenizer_json": json.dumps(_tiny_json(specials=tuple(f"<{i}>" for i in range(9))))},
             "more tokens",
         ),
         ({"llama_ext.merge_by_rank": True, "tokenizer.ggml.pre": "smollm"}, "does not go with"),
         (
-            {"llama_ext.merge_by_rank": True, "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.token_type": None},
-            "no list of ranks|twice",
+            {
+                "llama_ext.merge_by_rank": True,
+                "tokenizer.ggml.pre": "gpt-2",
+                "tokenizer.ggml.token_type": np.ones(261, np.int32) * [3, *[1] * 260],
+            },
+            "no list of ranks",
         ),
     ],
 )
