@@ -46,7 +46,7 @@ _SPACE = "▁"  # U+2581, which stands for a space in a SentencePiece vocabulary
 
 
 @contextmanager
-def _guarded(what: str) -> Iterator[None]:
+def _guarded(what: str, failure: str = "is not understood by") -> Iterator[None]:
     """Any failure of the library as a CheckpointError; a panic in it is no Exception."""
     try:
         yield
@@ -55,7 +55,7 @@ def _guarded(what: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise CheckpointError(
-                f"{what} is not understood by the tokenizers library ({str(error)[:200]}): download it again."
+                f"{what} {failure} the tokenizers library ({str(error)[:200]}): download it again."
             ) from error
         raise
 
@@ -155,7 +155,7 @@ class JsonTokenizer(Tokenizer):
         return where
 
     def _encode(self, text: str, *, read_special: bool) -> list[int]:
-        with self._lock, _guarded(self._what):
+        with self._lock, _guarded(self._what, "has rules that fail on this text in"):
             self._backend.encode_special_tokens = not read_special
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= self.vocab_size:
@@ -217,12 +217,13 @@ class JsonTokenizer(Tokenizer):
             "tokenizer.ggml.token_type": np.frombuffer(bytes(self._kinds), np.uint8).astype(np.int32),
         }
         if self._byte_level:
-            pre = self._rule() if self._is_plain(ids) else None
+            pre, exact = self._rule()
             out["tokenizer.ggml.model"] = "gpt2"
-            # A name that no other reader knows: better it refuses the file than that it reads other tokens.
-            out["tokenizer.ggml.pre"] = pre or "llama_ext.tokenizer_json"
+            # Without a rule, a name that no other reader knows: better it refuses the file than that it reads other
+            # tokens.
+            out["tokenizer.ggml.pre"] = pre or TOKENIZER_JSON
             out["tokenizer.ggml.merges"] = [f"{left} {right}" for left, right in merges]
-            if pre is None:
+            if not exact or not self._is_plain(ids):
                 out[TOKENIZER_JSON] = source
             return out
         # Merges as the scores that a SentencePiece reader orders by. It may order pairs of the same token otherwise,
@@ -242,24 +243,30 @@ class JsonTokenizer(Tokenizer):
         out[TOKENIZER_JSON] = source
         return out
 
-    def _rule(self) -> str | None:
-        """The `tokenizer.ggml.pre` that cuts text as this file does, None if there is none."""
+    def _rule(self) -> tuple[str | None, bool]:
+        """The `tokenizer.ggml.pre` that cuts text as this file does, None if there is none; whether to the last
+        character."""
         *before, last = self._pre or [{}]
         if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-            return None
+            return None, False
         patterns = []
+        exact = True
         for step in before:
             isolated = step["type"] == "Split" and step.get("behavior") == "Isolated" and not step.get("invert")
-            if not isolated or list(step["pattern"]) != ["Regex"]:
-                return None
-            patterns.append(step["pattern"]["Regex"])
+            if isolated and list(step["pattern"]) == ["Regex"]:
+                patterns.append(step["pattern"]["Regex"])
+            elif step["type"] == "Digits" and step.get("individual_digits"):
+                patterns.append(r"\p{N}")
+                exact = False  # the library's table of digits is of another year than the expressions'
+            else:
+                return None, False
         if last.get("use_regex"):
             patterns.append(PRE_TOKENIZERS["gpt-2"].patterns[0])
         ignore_merges = self._backend.model.ignore_merges
         for name, rule in PRE_TOKENIZERS.items():
             if rule.patterns == tuple(patterns) and rule.ignore_merges == ignore_merges:
-                return name
-        return None
+                return name, exact
+        return None, False
 
     def _is_plain(self, ids: Mapping[str, int]) -> bool:
         """Whether GGUF's keys say all that this byte-level file says, but for the rule that cuts text."""

@@ -233,6 +233,15 @@ def test_models_are_told_apart_by_content(tmp_path: Path, llama3_model: Path) ->
     assert tokenizer.find("<|eot_id|>") == 128_009 and chat_template_for(tokenizer).name == "llama3"
 
 
+def test_metas_tokenizer_lies_above_the_folders_of_all_sizes(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_model())
+    folder = _folder(tmp_path / "7B", tokenizer=None, params={"vocab_size": -1})
+    assert tokenizer_from_folder(folder).vocab_size == len(PIECES)
+    (folder / "params.json").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        tokenizer_from_folder(folder)
+
+
 def test_plain_text_never_becomes_a_control_token(tmp_path: Path) -> None:
     """`ignore_merges` makes a word of the vocabulary that token, and the library looks among control tokens too."""
     content = _tiny_json(specials=("<<>>",))
@@ -365,6 +374,17 @@ def _changed(path: list[str | int], value: Any) -> dict[str, Any]:
 def test_damaged_folders(tmp_path: Path, files: dict[str, Any], said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         tokenizer_from_folder(_folder(tmp_path, **files))
+
+
+def test_an_expression_that_never_ends(tmp_path: Path) -> None:
+    """The library panics, which is no Exception; the tokenizer is whole afterwards."""
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
+    rest = _tiny_json()["pre_tokenizer"]
+    content = _tiny_json(pre_tokenizer={"type": "Sequence", "pretokenizers": [pattern, rest]})
+    tokenizer = tokenizer_from_folder(_folder(tmp_path, tokenizer=content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has rules that fail on this text"):
+        tokenizer.encode("a" * 30)
+    assert tokenizer.encode("ab") == [256]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from llama_ext.tokenizer import (
     tokenizer_from_sentencepiece,
     tokenizer_from_tiktoken,
 )
+from llama_ext.tokenizer.byte_level import PRE_TOKENIZERS
 
 TEXTS = CORPUS + MARKS + RANDOM
 OWN_KEYS = ("llama_ext.",)
@@ -79,6 +80,8 @@ def test_meta_special_tokens(meta: tuple[str, Tokenizer, Any]) -> None:
     assert {text: ours.find(text) for text in theirs.special_tokens} == theirs.special_tokens
     assert (ours.bos_id, ours.eos_id, ours.add_bos) == (theirs.bos_id, theirs.eos_id, True)
     assert ours.end_ids == set(theirs.stop_tokens)
+    (pattern,) = PRE_TOKENIZERS[{"llama3": "llama-bpe", "llama4": "llama4"}[name]].patterns
+    assert pattern == (theirs.pat_str if name == "llama3" else theirs.O200K_PATTERN)
     for text, index in theirs.special_tokens.items():
         assert ours.is_special(index) and ours.encode(text, add_bos=False) == [index]
 
@@ -117,7 +120,7 @@ def test_meta_streams(meta: tuple[str, Tokenizer, Any]) -> None:
 def test_meta_through_gguf(meta: tuple[str, Tokenizer, Any], tmp_path: Path) -> None:
     name, ours, _ = meta
     path = tmp_path / "vocabulary.gguf"
-    _assert_alike(ours, _round_trip(ours, path), TEXTS + LONG + EVERY_CHARACTER)
+    _assert_alike(ours, _round_trip(ours, path), TEXTS + LONG + EVERY_CHARACTER[::4])
     # What other readers see: the merges alone say the same, and llama.cpp takes the file.
     merged = _round_trip(ours, tmp_path / "merges.gguf", own=False)
     assert type(merged) is not type(ours)
@@ -331,7 +334,7 @@ def test_json_equals_transformers(json_folder: Callable[[str], Path], name: str,
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
     assert ours.add_bos == (name != "smollm2")
     split: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), split_special_tokens=True)
-    for text in TEXTS + EVERY_CHARACTER[::5]:
+    for text in TEXTS + EVERY_CHARACTER[::4]:
         ids = theirs.encode(text, add_special_tokens=False)
         assert ours.encode(text, add_bos=False) == ids, text[:200]
         begun = theirs.encode(text)
@@ -357,6 +360,18 @@ def test_json_of_llama_3_needs_no_key_of_our_own(
     meta = tokenizer_from_tiktoken(llama3_model)
     for text in TEXTS:
         assert ours.encode(text) == meta.encode(text), text[:200]
+
+
+def test_json_of_smollm2_for_others(json_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    ours = tokenizer_from_folder(json_folder("smollm2"))
+    assert ours.gguf_metadata()["tokenizer.ggml.pre"] == "smollm"
+    others = _round_trip(ours, tmp_path / "vocabulary.gguf", own=False)
+    assert type(others) is not type(ours)
+    # The vocabulary lacks 21 bytes. The library drops them and merges across the gap, llama.cpp, and so our reading of
+    # GGUF, cuts there; hence the key of our own.
+    complete = [text for text in TEXTS if ours.decode(ours.encode(text), skip_special=False) == text]
+    assert len(complete) > len(TEXTS) / 2
+    _assert_alike(ours, others, complete)
 
 
 def test_json_of_llama_2_is_sentencepiece_for_others(json_folder: Callable[[str], Path], tmp_path: Path) -> None:

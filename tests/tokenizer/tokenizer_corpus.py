@@ -157,7 +157,7 @@ RANDOM = _random_texts(500, 1, marks=True)
 RANDOM_WITHOUT_MARKS = _random_texts(500, 2, marks=False)
 
 # Longer than what Meta's tokenizers show to tiktoken at once (25,000 characters without a change between white space
-# and none), and every character there is.
+# and none).
 LONG = [
     "a" * 30_000,
     " " * 25_001 + "x",
@@ -165,8 +165,8 @@ LONG = [
     "<|eot_id|>" * 3_000 + "<|eot|>" * 4_000,
     "1234567890" * 2_600 + " " * 60_000 + "é" * 50_001,
 ]
+# The planes with scripts and emoji whole, of ideographs, tags and private use a part.
 EVERY_CHARACTER = [
-    "".join(map(chr, range(start, min(start + 4096, 0x110000)))).encode("utf-8", "ignore").decode()
-    for start in range(0, 0x110000, 4096)
-    if start < 0x30000 or start >= 0xE0000
+    "".join(map(chr, range(start, start + 4096))).encode("utf-8", "ignore").decode()
+    for start in [*range(0, 0x20000, 4096), 0x20000, 0x2F000, 0x31000, 0xE0000, 0xF0000, 0x10F000]
 ]
