@@ -334,7 +334,7 @@ def chat_template_for(tokenizer: Tokenizer) -> ChatTemplate:
     elif _is_special(tokenizer, "[INST]") and _is_special(tokenizer, "[/INST]"):
         name = "mistral-v7" if _is_special(tokenizer, "[SYSTEM_PROMPT]") else "mistral-v3"
         first = tokenizer.encode("[INST]x", add_bos=False)[1:2]
-        space = "" if tokenizer.token_bytes(first[0]).startswith(b" ") else " "
+        space = "" if first and tokenizer.token_bytes(first[0]).startswith(b" ") else " "
     elif tokenizer.chat_format == "mistral-v1":
         name = "mistral-v1"
     elif tokenizer.find("<0x0A>") is not None and (bos, eos) == ("<s>", "</s>"):

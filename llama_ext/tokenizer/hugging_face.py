@@ -84,10 +84,10 @@ class _JsonVocabulary:
     def __init__(self, backend: tokenizers.Tokenizer, size: int) -> None:
         self._backend = backend
         kinds = bytearray([NORMAL]) * size
-        known = backend.get_vocab_size(with_added_tokens=True)
-        for index in range(known, size):
-            if backend.id_to_token(index) is None:
-                kinds[index] = UNUSED
+        if size > backend.get_vocab_size(with_added_tokens=True):  # filled up, or with gaps
+            for index in range(size):
+                if backend.id_to_token(index) is None:
+                    kinds[index] = UNUSED
         if backend.model.byte_fallback:
             for byte in range(256):
                 found = backend.token_to_id(f"<0x{byte:02X}>")
@@ -279,10 +279,10 @@ class JsonTokenizer(Tokenizer):
         )
         if odd_model or self._normalizer or self._leaks or any(text not in ids for text in byte_characters()):
             return False
-        if any(index in ids and self._kinds[ids[index]] != CONTROL for index in KNOWN_MARKERS):
+        if any(text in ids and self._kinds[ids[text]] != CONTROL for text in KNOWN_MARKERS):
             return False
         added = self._backend.get_added_tokens_decoder().values()
-        if any(token.lstrip or token.rstrip or token.single_word for token in added):
+        if any(token.lstrip or token.rstrip or token.single_word or len(token.content) > 256 for token in added):
             return False
         # Where the end of one special token is the beginning of another, the order in which they are looked for counts.
         texts = {token.content for token in added}
@@ -309,21 +309,15 @@ def _open(data: bytes, what: str) -> tokenizers.Tokenizer:
 
 def _check_claims(data: bytes, backend: tokenizers.Tokenizer, what: str) -> None:
     """The library gives an added token the next free id, whatever id the file says; such a file is damaged."""
-    at = data.find(b'"added_tokens"')
-    start = data.find(b"[", at)
-    if at < 0 or start < 0:
-        return
-    end = data.find(b"]", start)
-    while end >= 0:  # a ] may be within a token's text
-        try:
-            claims = json.loads(data[start : end + 1])
-            break
-        except ValueError:
-            end = data.find(b"]", end + 1)
-    else:
+    text = data[max(data.find(b'"added_tokens"'), 0) :].decode("utf-8", "replace")
+    try:
+        claims, _ = json.JSONDecoder().raw_decode(text, text.index("["))
+    except (ValueError, RecursionError):
         return
     for claim in claims:
-        if isinstance(claim, dict) and backend.token_to_id(str(claim.get("content"))) != claim.get("id"):
+        if not isinstance(claim, dict) or "content" not in claim:
+            continue
+        if backend.token_to_id(str(claim["content"])) != claim.get("id"):
             raise CheckpointError(
                 f"{what}: the added token {claim.get('content')!r:.60} has the id {claim.get('id')!r:.20}, which does"
                 " not follow the others: download it again."
@@ -365,6 +359,8 @@ def tokenizer_from_json(path: Path, *, sidecars: Sidecars | None = None) -> Toke
     special = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
     with _guarded(str(path)):
         begun: list[int] = backend.encode("", add_special_tokens=True).ids[:1]
+    if not set(begun) <= set(special.values()):
+        begun = []
     bos = named_id(sidecars, "bos", backend.token_to_id, path) if sidecars.bos else None
     if bos is None:
         bos = begun[0] if begun else named_id(sidecars, "bos", backend.token_to_id, path)

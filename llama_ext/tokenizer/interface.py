@@ -121,7 +121,7 @@ class Tokenizer(ABC):
         marked = [
             (vocabulary.text(index), index)
             for index, kind in enumerate(kinds)
-            if kind in (CONTROL, USER_DEFINED, UNKNOWN)
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN) and vocabulary.text(index)
         ]
         marked.sort(key=lambda entry: -len(entry[0].encode("utf-8", "surrogateescape")))
         self._all_specials = marked
@@ -188,12 +188,11 @@ class Tokenizer(ABC):
             add_bos: begin with BOS; None: as the checkpoint says. A text that begins with BOS already gets no
                 second one.
             parse_special: read the text of a control token (``<|im_start|>``) as that token. False for text
-                of others in a
-                prompt: it then is plain characters. User-defined tokens are always read.
+                of others in a prompt: it then is plain characters. User-defined tokens are always read.
 
         Raises:
             OptionError: `text` is no str or holds a lone surrogate, or a BOS is asked for that the vocabulary
-            lacks.
+            lacks. CheckpointError: the rules of a tokenizer.json fail on the text.
         """
         if not isinstance(text, str):
             raise OptionError(f"The text to encode is a {type(text).__name__}: pass a str.")

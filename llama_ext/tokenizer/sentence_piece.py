@@ -28,6 +28,7 @@ from llama_ext.tokenizer.vocabulary import (
 __all__ = ["SentencePieceTokenizer", "tokenizer_from_sentencepiece"]
 
 _SPACE = "▁"  # U+2581, which stands for a space in a SentencePiece vocabulary
+_MAX_PIECES = 1 << 22  # the largest vocabularies have 2**18
 _KEEPS_USER_DEFINED = "llama_ext.keep_user_defined"
 
 
@@ -240,6 +241,8 @@ class _ModelFile:
                 kind = value
             elif number <= 3:
                 raise ValueError(f"piece {len(self.texts)} is malformed")
+        if len(self.texts) >= _MAX_PIECES:
+            raise ValueError(f"it has more than {_MAX_PIECES} pieces")
         if not text:
             raise ValueError(f"piece {len(self.texts)} is empty")
         if score != score or abs(score) == float("inf"):

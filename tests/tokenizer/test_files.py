@@ -198,6 +198,15 @@ def test_a_smaller_vocabulary_is_filled_up(tmp_path: Path) -> None:
         assert again.encode("[PAD263] ab") == tokenizer.encode("[PAD263] ab")
 
 
+def test_a_vocabulary_with_gaps(tmp_path: Path) -> None:
+    tokenizer = tokenizer_from_folder(_folder(tmp_path, tokenizer=_changed(["model", "vocab", "ab"], 300)))
+    assert tokenizer.vocab_size == 301
+    assert tokenizer.encode("ab") == [300]
+    assert tokenizer.token_text(256) == "[PAD256]" and tokenizer.decode([256, 300]) == "ab"
+    again = tokenizer_from_gguf(tokenizer.gguf_metadata())
+    assert again.encode("ab </s>[PAD256]") == tokenizer.encode("ab </s>[PAD256]")
+
+
 def test_minus_one_means_as_many_as_there_are(tmp_path: Path) -> None:
     folder = _folder(tmp_path, tokenizer=None, **{"tokenizer.model": _model(), "params": {"vocab_size": -1}})
     assert tokenizer_from_folder(folder).vocab_size == len(PIECES)
@@ -306,8 +315,8 @@ def test_nothing_there(tmp_path: Path) -> None:
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 
 
-def _changed(path: list[str | int], value: Any) -> dict[str, Any]:
-    out = _tiny_json()
+def _changed(path: list[str | int], value: Any, **others: Any) -> dict[str, Any]:
+    out = _tiny_json(**others)
     at: Any = out
     for key in path[:-1]:
         at = at[key]
@@ -332,6 +341,7 @@ def _changed(path: list[str | int], value: Any) -> dict[str, Any]:
         ({"tokenizer": _changed(["model", "type"], "WordLevel")}, r"tokenizer\.json"),
         ({"tokenizer": _changed(["added_tokens", 1, "id"], 4_000_000_000)}, r"'</s>' has the id 4000000000"),
         ({"tokenizer": _changed(["added_tokens", 1, "id"], 300)}, r"'</s>' has the id 300"),
+        ({"tokenizer": _changed(["added_tokens", 2, "id"], 9, specials=("]}", '"[', "x]"))}, r"'x\]' has the id 9"),
         ({"tokenizer": _changed(["pre_tokenizer"], {"type": "Whitespace"})}, "neither byte-level nor SentencePiece"),
         (
             {
