@@ -150,6 +150,8 @@ class Tokenizer(ABC):
 
         - `llama_ext.end_token_ids` (int32): all of `end_ids`.
         - `llama_ext.chat_format` (string): `chat_format`.
+        - `llama_ext.keep_user_defined` (bool): user-defined pieces are read as a part of the text around them, as
+          sentencepiece does; llama.cpp cuts there.
         - `llama_ext.merge_by_rank` (bool): tokens merge by their rank, which is their id, as in tiktoken.
         - `llama_ext.tokenizer_json` (string): the `tokenizer.json` of a tokenizer that the other keys do not
           describe to the last id.
