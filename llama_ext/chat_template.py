@@ -102,20 +102,14 @@ _MISTRAL = """\
 {%%- set state.users = state.users - 1 -%%}
 {{ '[INST]' + space + (state.system if state.users == 0 else '') + message.content + '[/INST]' }}
 {%%- elif message.role == 'assistant' -%%}
-{{ space + %(answer)s + eos_token }}
+{{ space + message.content.rstrip(' ') + eos_token }}
 {%%- else -%%}
 {{ raise_exception('the Mistral format knows a first system message, user and assistant messages') }}
 {%%- endif -%%}
 {%%- endfor -%%}"""
 
-_MISTRAL_V3 = _MISTRAL % {
-    "system": "{%- set state.system = message.content + '\\n\\n' -%}",
-    "answer": "message.content.rstrip(' ')",
-}
-_MISTRAL_V7 = _MISTRAL % {
-    "system": "{{ '[SYSTEM_PROMPT]' + space + message.content + '[/SYSTEM_PROMPT]' }}",
-    "answer": "message.content",
-}
+_MISTRAL_V3 = _MISTRAL % {"system": "{%- set state.system = message.content + '\\n\\n' -%}"}
+_MISTRAL_V7 = _MISTRAL % {"system": "{{ '[SYSTEM_PROMPT]' + space + message.content + '[/SYSTEM_PROMPT]' }}"}
 
 _BUILT_IN = {
     "chatml": _CHATML,
@@ -340,7 +334,7 @@ def chat_template_for(tokenizer: Tokenizer) -> ChatTemplate:
     elif _is_special(tokenizer, "[INST]") and _is_special(tokenizer, "[/INST]"):
         name = "mistral-v7" if _is_special(tokenizer, "[SYSTEM_PROMPT]") else "mistral-v3"
         first = tokenizer.encode("[INST]x", add_bos=False)[1:2]
-        space = "" if tokenizer.token_bytes(first[0]).startswith(b" ") else " "
+        space = "" if first and tokenizer.token_bytes(first[0]).startswith(b" ") else " "
     elif tokenizer.chat_format == "mistral-v1":
         name = "mistral-v1"
     elif tokenizer.find("<0x0A>") is not None and (bos, eos) == ("<s>", "</s>"):

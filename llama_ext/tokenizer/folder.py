@@ -22,7 +22,8 @@ def tokenizer_from_folder(path: Path) -> Tokenizer:
     Takes `tokenizer.json` where there is one, else `tokenizer.model`, whose content says whether it is SentencePiece
     (Llama 1 and 2) or a list of ranks (Llama 3 and 4). Beside it are read, where they exist: tokenizer_config.json,
     special_tokens_map.json, added_tokens.json, generation_config.json, config.json, params.json, chat_template.jinja
-    and chat_template.json. No code in the folder is run.
+    and chat_template.json. Llama 1 and 2 as Meta gave them out have one tokenizer.model above the folders of all sizes:
+    for a folder with a params.json it is looked for there too. No code in the folder is run.
 
     A vocabulary of fewer tokens than `vocab_size` in config.json is filled up with tokens that stand for nothing.
 
@@ -38,13 +39,18 @@ def tokenizer_from_folder(path: Path) -> Tokenizer:
     sidecars = read_sidecars(path)
     if (path / "tokenizer.json").is_file():
         return tokenizer_from_json(path / "tokenizer.json", sidecars=sidecars)
-    model = path / "tokenizer.model"
-    if model.is_file():
+    models = [path / "tokenizer.model"]
+    if (path / "params.json").is_file():
+        models.append(path.parent / "tokenizer.model")
+    for model in models:
+        if not model.is_file():
+            continue
         head = read_bytes(model)[:_HEAD]
         if looks_like_ranks(head):
             return tokenizer_from_tiktoken(model, sidecars=sidecars)
         return tokenizer_from_sentencepiece(model, sidecars=sidecars)
+    where = ", there and one folder up" if len(models) > 1 else ""
     raise CheckpointError(
-        f"{path} has no tokenizer (looked for tokenizer.json and tokenizer.model): copy the one that came with the"
-        " model into it."
+        f"{path} has no tokenizer (looked for tokenizer.json and tokenizer.model{where}): copy the one that came with"
+        " the model into it."
     )

@@ -23,8 +23,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
 
     Raises:
         CheckpointError: there is no vocabulary, its kind or its rule for cutting text is not supported, or
-        its parts
-            contradict each other.
+            its parts contradict each other.
     """
     model = metadata.get("tokenizer.ggml.model")
     if metadata.get(TOKENIZER_JSON) is not None:

@@ -121,7 +121,7 @@ class Tokenizer(ABC):
         marked = [
             (vocabulary.text(index), index)
             for index, kind in enumerate(kinds)
-            if kind in (CONTROL, USER_DEFINED, UNKNOWN)
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN) and vocabulary.text(index)
         ]
         marked.sort(key=lambda entry: -len(entry[0].encode("utf-8", "surrogateescape")))
         self._all_specials = marked
@@ -150,6 +150,8 @@ class Tokenizer(ABC):
 
         - `llama_ext.end_token_ids` (int32): all of `end_ids`.
         - `llama_ext.chat_format` (string): `chat_format`.
+        - `llama_ext.keep_user_defined` (bool): user-defined pieces are read as a part of the text around them, as
+          sentencepiece does; llama.cpp cuts there.
         - `llama_ext.merge_by_rank` (bool): tokens merge by their rank, which is their id, as in tiktoken.
         - `llama_ext.tokenizer_json` (string): the `tokenizer.json` of a tokenizer that the other keys do not
           describe to the last id.
@@ -188,12 +190,11 @@ class Tokenizer(ABC):
             add_bos: begin with BOS; None: as the checkpoint says. A text that begins with BOS already gets no
                 second one.
             parse_special: read the text of a control token (``<|im_start|>``) as that token. False for text
-                of others in a
-                prompt: it then is plain characters. User-defined tokens are always read.
+                of others in a prompt: it then is plain characters. User-defined tokens are always read.
 
         Raises:
             OptionError: `text` is no str or holds a lone surrogate, or a BOS is asked for that the vocabulary
-            lacks.
+            lacks. CheckpointError: the rules of a tokenizer.json fail on the text.
         """
         if not isinstance(text, str):
             raise OptionError(f"The text to encode is a {type(text).__name__}: pass a str.")

@@ -28,6 +28,7 @@ from llama_ext.tokenizer.vocabulary import (
 __all__ = ["SentencePieceTokenizer", "tokenizer_from_sentencepiece"]
 
 _SPACE = "▁"  # U+2581, which stands for a space in a SentencePiece vocabulary
+_MAX_PIECES = 1 << 22  # the largest vocabularies have 2**18
 _KEEPS_USER_DEFINED = "llama_ext.keep_user_defined"
 
 
@@ -55,7 +56,7 @@ class SentencePieceTokenizer(Tokenizer):
         backend = SentencePieceProcessor()
         try:
             backend.LoadFromSerializedProto(_model_proto(vocabulary, self._cuts_user_defined))
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeError) as error:  # of a message that quotes a piece that is no UTF-8
             raise CheckpointError(
                 f"sentencepiece refuses the vocabulary ({error}): convert the model again."
             ) from error
@@ -66,7 +67,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode_plain(self, text: str, *, after_special: bool) -> list[int]:
         if self._removes_spaces:
-            text = re.sub(" {2,}", " ", text.replace(_SPACE, " ").strip(" "))
+            text = re.sub(" {2,}", " ", text.strip(" "))
         if self._adds_space and after_special and text:
             text = " " + text
         ids: list[int] = self._backend.EncodeAsIds(text.replace(" ", _SPACE))
@@ -86,8 +87,8 @@ class SentencePieceTokenizer(Tokenizer):
             if kind in (CONTROL, UNKNOWN) or (kind == USER_DEFINED and self._cuts_user_defined):
                 after_special = self._adds_space
             elif piece:
-                # `encode` puts a space before text that begins or follows a special token.
-                out += piece[1:] if after_special and piece[:1] == b" " else piece
+                # `encode` puts a space before text that begins or follows a special token, never as a byte.
+                out += piece[1:] if after_special and kind != BYTE and piece[:1] == b" " else piece
                 after_special = False
                 continue
             out += piece
@@ -240,6 +241,8 @@ class _ModelFile:
                 kind = value
             elif number <= 3:
                 raise ValueError(f"piece {len(self.texts)} is malformed")
+        if len(self.texts) >= _MAX_PIECES:
+            raise ValueError(f"it has more than {_MAX_PIECES} pieces")
         if not text:
             raise ValueError(f"piece {len(self.texts)} is empty")
         if score != score or abs(score) == float("inf"):

@@ -166,10 +166,11 @@ def _added(path: Path, values: Mapping[str, Any]) -> list[AddedToken]:
     if value is None:
         return []
     out = []
-    entries: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else [(value, None)]
-    for index, entry in entries:
+    if not isinstance(value, dict):
+        raise _wrong(path, "added_tokens_decoder", value, "an object of ids and tokens")
+    for index, entry in value.items():
         text = entry.get("content") if isinstance(entry, dict) else None
-        if not isinstance(index, str) or not index.isdecimal() or len(index) > 9 or not isinstance(text, str):
+        if not index.isdecimal() or len(index) > 9 or not isinstance(text, str):
             raise _wrong(path, "added_tokens_decoder", {index: entry}, "an object of ids and tokens")
         out.append(AddedToken(text, int(index), entry.get("special") is True))
     return out
