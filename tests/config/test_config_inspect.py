@@ -92,7 +92,7 @@ def test_behemoth_is_marked(capsys: Capture) -> None:
         (["-m", "llama-3-8b", "--context", "0"], "--context 0 is out of range"),
         (["-m", "llama-3-8b", "--program"], "--program lists what a file holds"),
         (["-m", "missing.gguf"], "missing.gguf: cannot be opened"),
-        (["-m", "folder/missing"], "folder/missing: cannot be opened"),
+        (["-m", "a/folder/missing"], "a/folder/missing: cannot be opened"),
     ],
 )
 def test_errors(capsys: Capture, arguments: list[str], said: str) -> None:
