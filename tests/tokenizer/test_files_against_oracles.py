@@ -372,6 +372,9 @@ def test_json_of_smollm2_for_others(json_folder: Callable[[str], Path], tmp_path
     complete = [text for text in TEXTS if ours.decode(ours.encode(text), skip_special=False) == text]
     assert len(complete) > len(TEXTS) / 2
     _assert_alike(ours, others, complete)
+    gaps = [f"={chr(byte)}=" for byte in range(0x20)]
+    _assert_alike(ours, _round_trip(ours, tmp_path / "own.gguf"), gaps)
+    assert any(ours.encode(text) != others.encode(text) for text in gaps)
 
 
 def test_json_of_llama_2_is_sentencepiece_for_others(json_folder: Callable[[str], Path], tmp_path: Path) -> None:
