@@ -18,6 +18,9 @@ class FileMap:
         """Raises: OSError; ValueError for an empty file."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+def give_back(values: npt.NDArray[Any]) -> None:
+    """Takes the pages of an array in a `FileMap` out of resident memory; they come back when they are touched."""
+
 class Weight:
     def __init__(
         self,

@@ -273,6 +273,20 @@ void bind_program(py::module_& m) {
             return py::buffer_info(const_cast<std::byte*>(map.data()), 1, py::format_descriptor<uint8_t>::format(), 1,
                                    {static_cast<py::ssize_t>(map.bytes())}, {1}, true);
         });
+    m.def(
+        "give_back",
+        [](const py::array& values) {
+            const char* begin = static_cast<const char*>(values.data());
+            if (values.size() == 0) return;
+            // From the first to the last element, whatever lies between.
+            ptrdiff_t low = 0, high = values.itemsize();
+            for (py::ssize_t d = 0; d < values.ndim(); ++d) {
+                const ptrdiff_t span = values.strides(d) * (values.shape(d) - 1);
+                (span < 0 ? low : high) += span;
+            }
+            give_back(reinterpret_cast<const std::byte*>(begin + low), static_cast<size_t>(high - low));
+        },
+        py::arg("values"));
     py::class_<Mask>(m, "Mask")
         .def(py::init([](const std::string& kind, int64_t extent) {
                  const Mask mask{mask_kind(kind), extent};

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llama_ext import _core
 from llama_ext.checkpoint.source import Bytes
 
 __all__ = ["Part", "assemble", "bytes_of", "interleave", "place"]
@@ -54,7 +55,10 @@ def place(parts: Sequence[Part], rows: int, cols: int) -> list[Part] | None:
 
 
 def assemble(parts: Sequence[Part], rows: int, cols: int) -> Bytes:
-    """The bytes of the matrix [rows, cols] that the parts, which cover it, make up."""
+    """The bytes of the matrix [rows, cols] that the parts, which cover it, make up.
+
+    The pages of the parts' files are given back: they have served.
+    """
     out = np.empty((rows, cols), parts[0].values.dtype)
     for part in parts:
         height, width = part.shape
@@ -63,6 +67,7 @@ def assemble(parts: Sequence[Part], rows: int, cols: int) -> Bytes:
             _transpose(part.values, target)
         else:
             target[...] = part.values
+        _core.give_back(part.values)
     return bytes_of(out)
 
 
@@ -78,6 +83,7 @@ def interleave(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     half = rows // heads // 2
     out = np.empty((heads, half, 2, cols), values.dtype)
     out[...] = values.reshape(heads, 2, half, cols).swapaxes(1, 2)
+    _core.give_back(values)
     return out.reshape(rows, cols)
 
 

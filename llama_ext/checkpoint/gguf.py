@@ -25,7 +25,7 @@ import numpy.typing as npt
 from llama_ext import _core
 from llama_ext.errors import CheckpointError
 
-__all__ = ["FORMATS", "BlockFormat", "GgufFile", "GgufTensor", "map_file"]
+__all__ = ["FORMATS", "BlockFormat", "GgufFile", "GgufTensor", "map_file", "mapped_bytes"]
 
 _DAMAGED = "the file is damaged or incomplete, download it again"
 
@@ -296,6 +296,21 @@ def map_file(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path}: cannot be opened ({error.strerror}): check the path.") from error
 
 
+def mapped_bytes(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """The bytes of a file, read-only, in a map that the compiled part knows and can take pages out of.
+
+    Raises:
+        CheckpointError: it cannot be opened, or is not of `size` bytes any more.
+    """
+    try:
+        data = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error}): check the path.") from error
+    if len(data) != size:
+        raise CheckpointError(f"{path}: its size changes while it is read: wait until it is written.")
+    return data
+
+
 def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, object]]:
     """Read one file, add its tensors to `tensors` and return its version and metadata."""
     view = map_file(path)
@@ -328,10 +343,7 @@ def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, ob
 
     entries = [_tensor_entry(header, index, alignment) for index in range(tensor_count)]
     start = -(-header.at // alignment) * alignment
-    # A map that the compiled part knows, so that it can give pages back; slices of the array share it.
-    data = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
-    if len(data) != header.size:
-        header.fail("its size changes while it is read", "wait until it is written")
+    data = mapped_bytes(path, header.size)
     for name, shape, form, offset, nbytes in entries:
         if name in tensors:
             header.fail(f"the tensor {name!r} occurs twice")

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from llama_ext.checkpoint.gguf import map_file
+from llama_ext.checkpoint.gguf import map_file, mapped_bytes
 from llama_ext.checkpoint.source import Bytes
 from llama_ext.errors import CheckpointError
 
@@ -93,8 +93,7 @@ class SafetensorsFile:
         if length > _MAX_HEADER or length > len(view) - 8:
             self._fail(f"its header claims {length:,} bytes of the file's {len(view):,}")
         entries = self._header(view[8 : 8 + length])
-        # np.frombuffer on a read-only map gives a read-only array; slices of it share the map.
-        data = np.frombuffer(view, np.uint8, offset=8 + length) if len(view) > 8 + length else np.empty(0, np.uint8)
+        data = mapped_bytes(self.path, len(view))[8 + length :]
         self.tensors: dict[str, SafetensorsTensor] = {}
         spans = []
         for name, entry in entries.items():

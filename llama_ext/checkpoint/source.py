@@ -16,17 +16,9 @@ from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.checkpoint.layout import is_router, is_vector, layout
 from llama_ext.config import LlamaConfig
 
-__all__ = ["Bytes", "Source", "Tensor", "lazy_weight", "to_float32"]
+__all__ = ["Bytes", "Source", "Tensor", "to_float32"]
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
-
-
-def lazy_weight(name: str, format: str, rows: int, cols: int, make: Callable[[], Bytes]) -> _core.Weight:
-    """A weight whose bytes are made by `make()` each time they are needed, and not kept."""
-    try:
-        return _core.Weight(name, format, rows, cols, make)  # type: ignore[arg-type,unused-ignore]
-    except TypeError:
-        return _core.Weight(name, format, rows, cols, make())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +58,6 @@ class Tensor:
         return self.data() if callable(self.data) else self.data
 
     def weight(self) -> _core.Weight:
-        if callable(self.data):
-            return lazy_weight(self.stored, self.format, self.rows, self.cols, self.data)
         return _core.Weight(self.stored, self.format, self.rows, self.cols, self.data)
 
 

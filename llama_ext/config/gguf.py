@@ -220,7 +220,13 @@ def _llama4(fields: Fields, layers: int, experts: int) -> dict[str, Any]:
 def _own(metadata: Mapping[str, object], layers: int) -> dict[str, Any]:
     """The fields that our own keys give."""
     fields = Fields(
-        {key[len(_OURS) :]: value for key, value in metadata.items() if key.startswith(_OURS)}, "the GGUF", _OURS
+        {
+            key[len(_OURS) :]: value
+            for key, value in metadata.items()
+            if key.startswith(_OURS) and not key.startswith(_OURS + "tokenizer.")
+        },
+        "the GGUF",
+        _OURS,
     )
     found: dict[str, Any] = {}
     for key in fields.values:

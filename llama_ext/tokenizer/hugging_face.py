@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKENIZER_JSON", "JsonTokenizer", "json_tokenizer_from_metadata", "tokenizer_from_json"]
 
-TOKENIZER_JSON = "llama_ext.tokenizer_json"
+TOKENIZER_JSON = "llama_ext.tokenizer.json"
 
 _SPACE = "▁"  # U+2581, which stands for a space in a SentencePiece vocabulary
 

@@ -148,12 +148,12 @@ class Tokenizer(ABC):
         the special ids, `add_bos_token`, `add_space_prefix` and `tokenizer.chat_template`. What it cannot say is
         under keys of our own:
 
-        - `llama_ext.end_token_ids` (int32): all of `end_ids`.
-        - `llama_ext.chat_format` (string): `chat_format`.
-        - `llama_ext.keep_user_defined` (bool): user-defined pieces are read as a part of the text around them, as
-          sentencepiece does; llama.cpp cuts there.
-        - `llama_ext.merge_by_rank` (bool): tokens merge by their rank, which is their id, as in tiktoken.
-        - `llama_ext.tokenizer_json` (string): the `tokenizer.json` of a tokenizer that the other keys do not
+        - `llama_ext.tokenizer.end_token_ids` (int32): all of `end_ids`.
+        - `llama_ext.tokenizer.chat_format` (string): `chat_format`.
+        - `llama_ext.tokenizer.keep_user_defined` (bool): user-defined pieces are read as a part of the text around
+          them, as sentencepiece does; llama.cpp cuts there.
+        - `llama_ext.tokenizer.merge_by_rank` (bool): tokens merge by their rank, which is their id, as in tiktoken.
+        - `llama_ext.tokenizer.json` (string): the `tokenizer.json` of a tokenizer that the other keys do not
           describe to the last id.
 
         Returns:
@@ -179,7 +179,7 @@ class Tokenizer(ABC):
         if self.chat_template is not None:
             out["tokenizer.chat_template"] = self.chat_template
         if self.chat_format is not None:
-            out["llama_ext.chat_format"] = self.chat_format
+            out["llama_ext.tokenizer.chat_format"] = self.chat_format
         return out
 
     def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:

@@ -29,7 +29,7 @@ __all__ = ["SentencePieceTokenizer", "tokenizer_from_sentencepiece"]
 
 _SPACE = "▁"  # U+2581, which stands for a space in a SentencePiece vocabulary
 _MAX_PIECES = 1 << 22  # the largest vocabularies have 2**18
-_KEEPS_USER_DEFINED = "llama_ext.keep_user_defined"
+_KEEPS_USER_DEFINED = "llama_ext.tokenizer.keep_user_defined"
 
 
 class SentencePieceTokenizer(Tokenizer):

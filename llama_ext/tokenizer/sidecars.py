@@ -319,7 +319,7 @@ def apply_sidecars(
         metadata["tokenizer.chat_template"] = sidecars.chat_template
     hint = chat_format(sidecars)
     if hint is not None:
-        metadata["llama_ext.chat_format"] = hint
+        metadata["llama_ext.tokenizer.chat_format"] = hint
     if sidecars.end_ids:
         ends = Vocabulary(metadata).ends | set(sidecars.end_ids)
         eos_id = metadata.get("tokenizer.ggml.eos_token_id")

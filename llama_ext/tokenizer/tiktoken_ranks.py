@@ -30,7 +30,7 @@ from llama_ext.tokenizer.vocabulary import (
 
 __all__ = ["MERGE_BY_RANK", "TiktokenTokenizer", "looks_like_ranks", "tokenizer_from_tiktoken"]
 
-MERGE_BY_RANK = "llama_ext.merge_by_rank"
+MERGE_BY_RANK = "llama_ext.tokenizer.merge_by_rank"
 
 
 def _numbered(name: str, start: int, end: int) -> list[str]:

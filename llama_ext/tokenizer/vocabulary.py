@@ -30,7 +30,7 @@ __all__ = [
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(7)
 
 # Our own key: every token that ends a generation, where GGUF knows an eos, an eot and an eom only.
-END_TOKEN_IDS = "llama_ext.end_token_ids"
+END_TOKEN_IDS = "llama_ext.tokenizer.end_token_ids"
 
 # A token with one of these texts ends a generation. llama.cpp also makes a control token of it whatever its
 # type says (many converted files have it wrong), and so do we, or the text would be read differently.
@@ -235,7 +235,7 @@ def common_fields(
     ends = vocabulary.ends
     if eos_id is not None and not vocabulary.complete_ends:
         ends = ends | {eos_id}
-    template, chat_format = metadata.get("tokenizer.chat_template"), metadata.get("llama_ext.chat_format")
+    template, chat_format = metadata.get("tokenizer.chat_template"), metadata.get("llama_ext.tokenizer.chat_format")
     return {
         "bos_id": bos_id,
         "eos_id": eos_id,
@@ -248,7 +248,7 @@ def common_fields(
 
 def tokenizer_keys(metadata: Mapping[str, object]) -> dict[str, object]:
     """The part of a file's metadata that describes its tokenizer."""
-    own = ("llama_ext.keep_user_defined", "llama_ext.merge_by_rank", "llama_ext.tokenizer_json")
+    own = ("llama_ext.tokenizer.keep_user_defined", "llama_ext.tokenizer.merge_by_rank", "llama_ext.tokenizer.json")
     return {
         key: value
         for key, value in metadata.items()

@@ -516,18 +516,18 @@ def test_order_of_lines_and_line_ends_do_not_matter(tmp_path: Path, llama3_model
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"llama_ext.end_token_ids": [1]}, "not an array"),
-        ({"llama_ext.end_token_ids": np.array([261])}, "names token 261"),
-        ({"llama_ext.tokenizer_json": 5}, "is a int"),
-        ({"llama_ext.tokenizer_json": "{"}, "not understood"),
+        ({"llama_ext.tokenizer.end_token_ids": [1]}, "not an array"),
+        ({"llama_ext.tokenizer.end_token_ids": np.array([261])}, "names token 261"),
+        ({"llama_ext.tokenizer.json": 5}, "is a int"),
+        ({"llama_ext.tokenizer.json": "{"}, "not understood"),
         (
-            {"llama_ext.tokenizer_json": json.dumps(_tiny_json(specials=tuple(f"<{i}>" for i in range(9))))},
+            {"llama_ext.tokenizer.json": json.dumps(_tiny_json(specials=tuple(f"<{i}>" for i in range(9))))},
             "more tokens",
         ),
-        ({"llama_ext.merge_by_rank": True, "tokenizer.ggml.pre": "smollm"}, "does not go with"),
+        ({"llama_ext.tokenizer.merge_by_rank": True, "tokenizer.ggml.pre": "smollm"}, "does not go with"),
         (
             {
-                "llama_ext.merge_by_rank": True,
+                "llama_ext.tokenizer.merge_by_rank": True,
                 "tokenizer.ggml.pre": "gpt-2",
                 "tokenizer.ggml.token_type": np.ones(261, np.int32) * [3, *[1] * 260],
             },

@@ -356,7 +356,7 @@ def test_json_of_llama_3_needs_no_key_of_our_own(
 ) -> None:
     ours = tokenizer_from_folder(json_folder("llama3"))
     metadata = ours.gguf_metadata()
-    assert metadata["tokenizer.ggml.pre"] == "llama-bpe" and "llama_ext.tokenizer_json" not in metadata
+    assert metadata["tokenizer.ggml.pre"] == "llama-bpe" and "llama_ext.tokenizer.json" not in metadata
     meta = tokenizer_from_tiktoken(llama3_model)
     for text in TEXTS:
         assert ours.encode(text) == meta.encode(text), text[:200]
