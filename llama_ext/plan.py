@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llama_ext import _core
 from llama_ext.config import LlamaConfig
-from llama_ext.config.matrices import Matrices, matrices
+from llama_ext.config.layout import Matrices, matrices
 from llama_ext.errors import CheckpointError, OptionError
 from llama_ext.machine import available_memory
 from llama_ext.program import MAX_ROWS

@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_ext.checkpoint.assemble import Part, assemble, bytes_of, interleave
-from llama_ext.checkpoint.layout import is_vector, layout
 from llama_ext.checkpoint.safetensors import SafetensorsFile, SafetensorsTensor, values_of
 from llama_ext.checkpoint.source import Source, Tensor, to_float32
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import is_vector, layout
 from llama_ext.errors import CheckpointError
 
 __all__ = ["HfSource", "read_json"]

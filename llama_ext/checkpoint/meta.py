@@ -29,10 +29,10 @@ import numpy.typing as npt
 
 from llama_ext.checkpoint.assemble import Part, assemble, bytes_of, place
 from llama_ext.checkpoint.hf import read_json
-from llama_ext.checkpoint.layout import is_vector, layout
 from llama_ext.checkpoint.safetensors import SafetensorsFile, values_of
 from llama_ext.checkpoint.source import Source, Tensor, to_float32
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import is_vector, layout
 from llama_ext.errors import CheckpointError
 
 __all__ = ["MetaSource"]

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_ext.checkpoint.gguf import GgufFile, GgufTensor
-from llama_ext.checkpoint.layout import is_vector, layout
 from llama_ext.checkpoint.source import Source, Tensor
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import is_vector, layout
 from llama_ext.errors import CheckpointError
 
 __all__ = ["GgufName", "GgufWeights", "gguf_names"]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from llama_ext import _core
 from llama_ext.checkpoint.gguf import FORMATS
-from llama_ext.checkpoint.layout import is_router, is_vector
 from llama_ext.checkpoint.source import Bytes, Source, Tensor
+from llama_ext.config.layout import is_router, is_vector
 from llama_ext.errors import CheckpointError, OptionError
 
 __all__ = ["QuantizedSource", "fitting_format", "quantized", "weight_format"]

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from llama_ext import _core
 from llama_ext.checkpoint.gguf import FORMATS
-from llama_ext.checkpoint.layout import is_router, is_vector, layout
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import is_router, is_vector, layout
 
 __all__ = ["Bytes", "Source", "Tensor", "to_float32"]
 
@@ -73,7 +73,7 @@ def to_float32(data: Bytes, format: str) -> npt.NDArray[np.float32]:
 
 
 class Source(ABC):
-    """A checkpoint as tensors of the common layout (`llama_ext.checkpoint.layout`).
+    """A checkpoint as tensors of the common layout (`llama_ext.config.layout`).
 
     A source is also what `program.build` takes for its weights: calling it with a name gives the weight.
 

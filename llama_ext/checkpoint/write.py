@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_ext.checkpoint.layout import is_router, is_vector
 from llama_ext.checkpoint.names import GgufName, GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import QuantizedSource
 from llama_ext.checkpoint.source import Bytes, Source, to_float32
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import is_router, is_vector
 from llama_ext.errors import CheckpointError, OptionError
 
 __all__ = ["rope_factors", "write_gguf"]

@@ -271,7 +271,7 @@ class LlamaConfig:
         experts, norms, the embedding and the head, both as a whole (of the embedding a token reads one row). So does
         "12.9B active" of Mixtral 8x7B count. A tied head counts once, and there is no vision tower.
         """
-        from llama_ext.config.matrices import matrices
+        from llama_ext.config.layout import matrices
 
         found = matrices(self)
         return (

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 
 from llama_ext.checkpoint.gguf import GgufFile
 from llama_ext.checkpoint.hf import HfSource, read_json
-from llama_ext.checkpoint.layout import layout
 from llama_ext.checkpoint.meta import MetaSource
 from llama_ext.checkpoint.names import GgufWeights
 from llama_ext.checkpoint.open import open_source, resolve
 from llama_ext.checkpoint.safetensors import SafetensorsFile, values_of
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import layout
 from llama_ext.errors import CheckpointError, OptionError
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

@@ -29,12 +29,12 @@ from safetensors.torch import load_file, save_file
 from llama_ext.checkpoint.assemble import Part, assemble, place
 from llama_ext.checkpoint.gguf import GgufFile
 from llama_ext.checkpoint.hf import HfSource
-from llama_ext.checkpoint.layout import is_vector, layout
 from llama_ext.checkpoint.meta import MetaSource
 from llama_ext.checkpoint.names import GgufWeights
 from llama_ext.checkpoint.open import open_source
 from llama_ext.checkpoint.source import Source
 from llama_ext.config import LlamaConfig
+from llama_ext.config.layout import is_vector, layout
 from llama_ext.errors import CheckpointError
 
 FORMATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -23,10 +23,10 @@ from llama_ext import _core
 from llama_ext.checkpoint import write
 from llama_ext.checkpoint.gguf import FORMATS, GgufFile
 from llama_ext.checkpoint.hf import HfSource
-from llama_ext.checkpoint.layout import is_router, is_vector, layout
 from llama_ext.checkpoint.names import GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import fitting_format, quantized, weight_format
 from llama_ext.checkpoint.source import Source, Tensor
+from llama_ext.config.layout import is_router, is_vector, layout
 from llama_ext.errors import CheckpointError, OptionError
 
 VOCABULARY = {"tokenizer.ggml.model": "no_vocab"}  # llama.cpp then takes token ids as they are

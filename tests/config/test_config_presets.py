@@ -11,7 +11,7 @@ import transformers
 from models import tiny_config, weight_shapes
 
 from llama_ext.config import LlamaConfig
-from llama_ext.config.matrices import matrices
+from llama_ext.config.layout import matrices
 from llama_ext.config.presets import PRESETS, find_preset
 from llama_ext.errors import OptionError
 

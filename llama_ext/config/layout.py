@@ -18,11 +18,17 @@ Rows are outputs: y = W x.
 
 from __future__ import annotations
 
-from llama_ext.config import LlamaConfig
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["has_experts", "is_router", "is_vector", "layout"]
+if TYPE_CHECKING:
+    from llama_ext.config.llama_config import LlamaConfig
+
+__all__ = ["Matrices", "has_experts", "is_router", "is_vector", "layout", "matrices"]
 
 _NORMS = {"norm", "attention_norm", "ffn_norm"}
+_NUMBERS = re.compile(r"^layers\.\d+\.|(?<=experts\.)\d+\.")
 
 
 def is_vector(name: str) -> bool:
@@ -70,3 +76,41 @@ def layout(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["head"] = (config.vocab_size, hidden)
     return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """Weights of one name and shape, over all layers and experts.
+
+    Attributes:
+        name: without its layer and expert: "q", "experts.gate", "embed".
+        rows, cols: of each; a norm has one row.
+        count: how many there are.
+        active: how many of them one token uses.
+        kind: "vector" (a norm), "router", "expert" (one that a router chooses) or "matrix".
+    """
+
+    name: str
+    rows: int
+    cols: int
+    count: int
+    active: int
+    kind: Literal["vector", "router", "expert", "matrix"]
+
+
+def matrices(config: LlamaConfig) -> list[Matrices]:
+    """All weights of a model by name, in the order they are used."""
+    found: dict[str, Matrices] = {}
+    for full, shape in layout(config).items():
+        name = _NUMBERS.sub("", full)
+        if name not in found:
+            expert, rows = name.startswith("experts."), 1 if len(shape) == 1 else shape[0]
+            kind: Literal["vector", "router", "expert", "matrix"] = "expert" if expert else "matrix"
+            if is_vector(name):
+                kind = "vector"
+            elif name == "router":
+                kind = "router"
+            found[name] = Matrices(name, rows, shape[-1], 0, 0, kind)
+        found[name] = replace(found[name], count=found[name].count + 1)
+    chosen = config.num_experts_per_tok / max(1, config.num_local_experts)
+    return [replace(m, active=round(m.count * chosen) if m.kind == "expert" else m.count) for m in found.values()]
