@@ -15,6 +15,7 @@ EXPECTED = {
     "chat.py": "Paris",
     "session_logits.py": "2. My favourite colour is",
     "score_text.py": "The cat sat on the mat",
+    "formats.py": "q4_0               76 MB",
 }
 
 
