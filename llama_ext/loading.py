@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Callable
@@ -190,20 +189,16 @@ def make_executor(
         CheckpointError: it does not fit whatever the options.
     """
     native = checkpoint.program.native
-    tokens = min(native.max_context, checkpoint.max_context or _SHORT_CONTEXT)
-    fits = functools.partial(
-        plan.check_fits,
-        checkpoint.config,
-        weights=checkpoint.weight_sizes(),
-        kv_cache=native.caches[0].format,
-        tokens=tokens,
-    )
     budget = 0
     if resident_limit is None:
-        fits(memory=available_memory())
+        plan.check_fits(
+            checkpoint.config,
+            weights=checkpoint.weight_sizes(),
+            kv_cache=native.caches[0].format,
+            tokens=min(native.max_context, checkpoint.max_context or _SHORT_CONTEXT),
+        )
     else:
         budget = _expert_budget(checkpoint, threads, resident_limit)
-        fits(resident_limit=budget, memory=available_memory())
     try:
         return _core.Executor(native, threads=threads, progress=progress, resident_experts=budget)
     except ValueError as error:
@@ -230,7 +225,8 @@ def _expert_budget(checkpoint: Checkpoint, threads: int, resident_limit: int) ->
     if elsewhere is not None:
         raise OptionError(
             f"resident_limit={resident_limit}: experts can stay in a file only as they are decoded, and "
-            f"'{elsewhere.name}' is converted when it is read; write a .gguf file with 'llama-ext convert' first."
+            f"'{elsewhere.name}' is converted or reordered when it is read; write a .gguf file with "
+            "'llama-ext convert' first, and load that."
         )
     native = checkpoint.program.native
     measured = _core.Executor.measure(native, threads=threads, experts_in_file=True)
@@ -246,5 +242,12 @@ def _expert_budget(checkpoint: Checkpoint, threads: int, resident_limit: int) ->
         raise OptionError(
             f"resident_limit={resident_limit} leaves nothing for experts: {listed}; allow more than "
             f"{plan.size_text(sum(needs.values()))}, or a shorter max_context."
+        )
+    free = available_memory()
+    held = sum(needs.values()) - needs["the process itself"]
+    if free is not None and held > free:
+        raise OptionError(
+            f"{checkpoint.path.name} needs {plan.size_text(held)} beside its experts, {plan.size_text(free)} are free; "
+            "use a shorter max_context, kv_cache='q8_0', or a smaller format (llama-ext convert)."
         )
     return budget

@@ -39,6 +39,9 @@ CACHE_FORMATS: Mapping[str, tuple[int, int]] = {"f32": (1, 4), "f16": (1, 2), "b
 
 _LEAST_TOKENS = 512  # a proposal of a shorter context helps nobody
 
+_PROCESS = 256 * 10**6
+"""Bytes that the interpreter and its libraries take beside the model, for limits on a whole process (an estimate)."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
@@ -196,12 +199,10 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
     tokens = _round_down(fitting_tokens(config, room, wanted.kv_cache)) if room > 0 else 0
     if tokens >= min(_LEAST_TOKENS, wanted.tokens):
         found.append(f"max_context={tokens}")
-    if wanted.weight.experts:
-        # What is left beside all the rest holds some of the experts; those of one layer at the least.
-        rest = memory - (wanted.total - wanted.weight.experts)
-        layer = wanted.weight.experts // sum(config.moe_layers)
-        if rest >= layer:
-            found.append(f"resident_limit={rest // 10**6 * 10**6}")
+    # What is left beside all the rest holds some of the experts; those of one layer at the least.
+    layer = wanted.weight.experts // max(1, sum(config.moe_layers))
+    if layer and _room_for_experts(wanted, memory) >= layer:
+        found.append(f"resident_limit={memory // 10**6 * 10**6}")
     if found:
         return found
     formats = [("", wanted.weight), *smaller]
@@ -217,18 +218,24 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
         for tokens in (CONTEXTS[0], 2048, _LEAST_TOKENS):
             for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
                 least = _plan(config, weight, "", kv_cache, min(tokens, wanted.tokens))
-                rest = memory - (least.total - weight.experts)
-                if rest >= layer:
-                    return [_combined(wanted, name, kv_cache, least.tokens, rest)]
+                if _room_for_experts(least, memory) >= layer:
+                    return [_combined(wanted, name, kv_cache, least.tokens, memory)]
     return []
 
 
-def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int, resident: int | None = None) -> str:
-    parts = [f"weights={weights.lower()!r}"] if weights else []
+def _room_for_experts(wanted: MemoryPlan, limit: int) -> int:
+    """Bytes of experts that a process within `limit` bytes can keep resident."""
+    return limit - _PROCESS - (wanted.total - wanted.weight.experts)
+
+
+def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int, limit: int | None = None) -> str:
+    # Experts stay in a file only as they are decoded: a smaller format has to be written first.
+    convert = f"'llama-ext convert --weights {weights.lower()}' and then " if weights and limit is not None else ""
+    parts = [f"weights={weights.lower()!r}"] if weights and limit is None else []
     parts += [f"kv_cache={kv_cache!r}"] if kv_cache != wanted.kv_cache else []
     parts += [f"max_context={tokens}"] if tokens < wanted.tokens else []
-    parts += [f"resident_limit={resident // 10**6 * 10**6}"] if resident is not None else []
-    return " with ".join(parts)
+    parts += [f"resident_limit={limit // 10**6 * 10**6}"] if limit is not None else []
+    return convert + " with ".join(parts)
 
 
 def check_fits(
@@ -247,7 +254,8 @@ def check_fits(
         weights: format of its matrices, or the bytes that they take.
         kv_cache: format of keys and values.
         tokens: positions that must fit; None: all that the model was trained for.
-        resident_limit: bytes of routed experts that are held in memory, the others stay in the file; None: all.
+        resident_limit: bytes that the whole process keeps resident; experts beyond that stay in their file. None: all
+            weights are held.
         memory: bytes to fit into; None: `available_memory()`. Where that is not known, everything fits.
 
     Returns:
@@ -258,13 +266,15 @@ def check_fits(
         CheckpointError: it does not fit whatever the options.
     """
     exact = weights if isinstance(weights, WeightBytes) else weight_bytes(config, weights)
-    if resident_limit is not None:
-        if isinstance(resident_limit, bool) or not isinstance(resident_limit, int) or resident_limit < 0:
-            raise OptionError(f"resident_limit must be a number of bytes, not {resident_limit!r:.40}.")
-        held = min(exact.experts, resident_limit)
-        exact = WeightBytes(exact.total - exact.experts + held, exact.per_token, held)
+    limit = resident_limit
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise OptionError(f"resident_limit must be a number of bytes, not {limit!r:.40}.")
     name = "file" if isinstance(weights, WeightBytes) else _weight_format(weights)
     wanted = _plan(config, exact, name, kv_cache, _tokens(config, tokens))
+    if resident_limit is not None:
+        held = min(exact.experts, max(0, _room_for_experts(wanted, resident_limit)))
+        held_weights = WeightBytes(exact.total - exact.experts + held, exact.per_token, held)
+        wanted = _plan(config, held_weights, name, kv_cache, wanted.tokens)
     memory = available_memory() if memory is None else memory
     if memory is None or wanted.total <= memory:
         return wanted

@@ -91,13 +91,13 @@ class Program:
             f"program: {native.vocab:,} tokens, hidden {native.hidden:,}, context {native.max_context:,}, "
             f"up to {native.max_rows} rows a step; costs of {rows} row{'s' if rows > 1 else ''} "
             f"at position {position:,}",
-            f"{'':12}{'instruction':<12}{'operands':<62}{'weights':>11}{'cache':>11}{'operations':>12}",
+            f"{'':12}{'instruction':<16}{'operands':<62}{'weights':>11}{'cache':>11}{'operations':>12}",
         ]
         blocks: list[tuple[int, list[str]]] = []
         for index, instruction in enumerate(self.code):
             cost = native.cost(index, rows, position, 1)
             line = (
-                f"{_core.name(instruction):<12}{_operands(instruction, native):<62}"
+                f"{_core.name(instruction):<16}{_operands(instruction, native):<62}"
                 f"{_bytes(cost.weight_bytes):>11}{_bytes(cost.cache_bytes):>11}{_count(cost.operations):>12}"
             )
             layer: int = getattr(instruction, "layer", -1)
@@ -116,7 +116,7 @@ class Program:
             at = last + 1
         costs = [native.cost(i, rows, position, 1) for i in range(len(self.code))]
         lines.append(
-            f"{'':12}{'total':<12}{f'{len(self.code)} instructions':<62}"
+            f"{'':12}{'total':<16}{f'{len(self.code)} instructions':<62}"
             f"{_bytes(sum(c.weight_bytes for c in costs)):>11}{_bytes(sum(c.cache_bytes for c in costs)):>11}"
             f"{_count(sum(c.operations for c in costs)):>12}"
         )
