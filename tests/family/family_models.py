@@ -223,7 +223,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="llama_ext_family")  # removed when
 def save(name: str, config: Any, dtype: torch.dtype = torch.float32, folder: Path | None = None) -> Path:
     model = tf.AutoModelForCausalLM.from_config(config)
     folder = folder or Path(_FOLDER.name) / name
-    draw_weights(model, zlib.crc32(name.encode())).to(dtype).save_pretrained(folder)
+    draw_weights(model, zlib.crc32(f"weights of {name}".encode())).to(dtype).save_pretrained(folder)
     return folder
 
 

@@ -29,8 +29,8 @@ from llama_ext.checkpoint.write import write_gguf
 from llama_ext.cli import main
 
 # What the formula of Meta's params.json makes of hidden_size 64, and the scaling that it stands for.
-SIZES = {"hidden_size": 64, "intermediate_size": 96}
-SIZES4 = {"hidden_size": 64, "intermediate_size": 48, "intermediate_size_mlp": 96}
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 90}
+SIZES4 = SIZES | {"intermediate_size": 48, "intermediate_size_mlp": 96}
 MODELS: dict[str, Any] = {
     "llama1": lambda: llama(**SIZES, **heads(8, 8, 8), rms_norm_eps=1e-6),
     "llama2-gqa": lambda: llama(**SIZES, **heads(8, 4, 8)),
@@ -159,14 +159,15 @@ def test_quantized_while_loading(kind: str, weights: str, tmp_path: Path) -> Non
     assert np.array_equal(logits(read), found)
     assert np.array_equal(logits(read, threads=1), found)
     plain = logits(source)
-    assert 1e-4 < deviation(found, plain) < 0.5  # another model than the one in bf16, and not a wholly other one
+    # Another model than the one in bf16, and not a wholly other one, which would be off by the root of two.
+    assert 1e-3 < np.sqrt(((found - plain) ** 2).mean() / (plain**2).mean()) < 0.5
 
 
 @pytest.mark.parametrize("weights", ["q8_0", "q4_0", "q4_k"])
 def test_load_and_convert_make_the_same_weights(weights: str, tmp_path: Path) -> None:
     """By the names that a user knows them under, from a folder with a vocabulary."""
     config = WIDE["scout"]()
-    config.vocab_size = 256
+    config.vocab_size = 257
     folder = save("with-vocabulary", config, torch.bfloat16, tmp_path / "hf")
     write_vocabulary(folder)
     path = tmp_path / "converted.gguf"
@@ -182,11 +183,11 @@ def test_load_and_convert_make_the_same_weights(weights: str, tmp_path: Path) ->
 
 
 def write_vocabulary(folder: Path) -> None:
-    """A tokenizer.json of 256 bytes and no merges."""
+    """A tokenizer.json of 256 bytes and one merge."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, "ab"])}, [("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -47,7 +47,7 @@ def test_the_model_is_the_one_meant(model: Case) -> None:
         rows = weights[:, 4:]
         seen = (rows > 0).sum(-1)
         sharp = rows.max(-1)[seen >= 4].mean()
-        assert 2.0 / seen[seen >= 4].mean() < sharp < 0.95  # neither a mean over all keys nor a copy of one
+        assert 1.5 / seen[seen >= 4].mean() < sharp < 0.95  # neither a mean over all keys nor a copy of one
     assert len(routers) == sum(config.moe_layers)
     for logits in routers:
         best = -np.sort(-logits, axis=1)

@@ -295,7 +295,7 @@ def test_qk_norm_before_or_after_the_rotation_is_the_same_function() -> None:
     after = rms_norm(rotate(x, positions, frequencies), None, 1e-5)
     before = rotate(rms_norm(x, None, 1e-5), positions, frequencies)
     assert deviation(after.numpy(), before.numpy()) < tolerances.REFERENCE
-    weight = torch.linspace(0.5, 1.5, 64)
+    weight = torch.tensor([0.5, 1.5]).repeat(32)
     after = rms_norm(rotate(x, positions, frequencies), weight, 1e-5)
     before = rotate(rms_norm(x, weight, 1e-5), positions, frequencies)
     assert deviation(after.numpy(), before.numpy()) > 0.1
