@@ -137,7 +137,7 @@ class ReferenceSession:
 
     Args:
         program: the model.
-        start: the position of the first token. There is nothing before it: a query sees its mask's keys from `start` on.
+        start: the position of the first token. There is nothing before it: a query sees its mask's keys from there on.
 
     Raises:
         OptionError: `start` is not from 0 to the program's max_context.

@@ -243,7 +243,7 @@ def mixtral_config(**changes: object) -> LlamaConfig:
 
 
 def plain_mask(kind: str, extent: int, n: int, start: int = 0) -> npt.NDArray[np.bool_]:
-    """[query, key]: may the query look at the key, both at positions from `start` on. The definitions, over all pairs."""
+    """[query, key]: may the query look at the key, both from `start` on. The definitions, over all pairs."""
     q, k = np.mgrid[start : start + n, start : start + n]
     causal: npt.NDArray[np.bool_] = k <= q
     if kind == "chunked":
@@ -348,7 +348,9 @@ def plain_stream(
             a[:, head] = scores / scores.sum(1, keepdims=True) @ v[:, kv]
         x = x + a.reshape(n, -1) @ of("o").T
         m = norm(x, of("ffn_norm"))
-        x = x + ((mixture or plain_mixture)(config, m, of) if config.moe_layers[layer] else plain_feed_forward(m, of, ""))
+        x = x + (
+            (mixture or plain_mixture)(config, m, of) if config.moe_layers[layer] else plain_feed_forward(m, of, "")
+        )
     return x
 
 

@@ -6,6 +6,7 @@ a cache is no oracle for Llama 4, whose masks it builds for whole prompts.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as tf
-from models import Floats, build, weight_shapes
+from checkpoint_models import VISION
+from models import Floats, build, replaced, weight_shapes
+from safetensors.numpy import load_file
 
 from llama_ext import _core
 from llama_ext import program as programs
@@ -99,6 +102,11 @@ def maverick(chunk: int, experts: int, **fields: Any) -> Any:
     return llama4(chunk, experts, **({"interleave_moe_layer_step": 2, "use_qk_norm": False} | rope(5e5) | fields))
 
 
+def with_vision(text: Any) -> Any:
+    """The whole model, as it is published, around its text model."""
+    return tf.Llama4Config(text_config=text.to_dict(), vision_config=VISION)
+
+
 FAMILY: dict[str, Callable[[], Any]] = {
     "llama1": lambda: llama(num_attention_heads=3, num_key_value_heads=3, rms_norm_eps=1e-6),
     "llama1-64": lambda: llama(**heads(2, 2, 64), rms_norm_eps=1e-6),
@@ -113,6 +121,7 @@ FAMILY: dict[str, Callable[[], Any]] = {
     "scout": lambda: scout(8, 16, **heads(5, 1, 128)),
     "scout-chunk4": lambda: scout(4, 40, **heads(10, 2, 64), floor_scale=3, num_hidden_layers=8),
     "scout-top2": lambda: scout(8, 16, **heads(4, 4, 64), num_experts_per_tok=2, no_rope_layer_interval=2),
+    "scout-vision": lambda: with_vision(scout(4, 16, **heads(5, 1, 64))),
     "maverick": lambda: maverick(8, 128, **heads(5, 1, 128)),
     "maverick-chunk4": lambda: maverick(4, 40, **heads(8, 1, 64), floor_scale=5),
     "mistral": lambda: mistral(**heads(4, 1, 128), sliding_window=7),
@@ -148,8 +157,8 @@ def draw_weights(model: Any, seed: int) -> Any:
 def full_pass(folder: Path, ids: list[int]) -> tuple[Floats, list[Floats], list[Floats]]:
     """transformers' logits [n, vocab], the attention weights of each layer [heads, n, n], and the logits of each
     router [n, experts]."""
-    options = {"attn_implementation": "eager", "dtype": torch.float32}
-    model = tf.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    [kind] = json.loads((folder / "config.json").read_text())["architectures"]
+    model = getattr(tf, kind).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     routers: list[Floats] = []
 
     def record(module: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
@@ -169,7 +178,7 @@ class Case:
 
     name: str
     folder: Path = field(repr=False)
-    hf: Any = field(repr=False)  # its config
+    hf: Any = field(repr=False)  # its config, of the text model
 
     @cached_property
     def source(self) -> Source:
@@ -206,31 +215,32 @@ class Case:
 
     def stored(self, name: str) -> Floats:
         """A tensor as transformers has it in its file."""
-        from safetensors.numpy import load_file
-
         return load_file(self.folder / "model.safetensors")[name]
 
-    def built(self, weights: Mapping[str, Floats] = {}, **changes: Any) -> Program:  # noqa: B006
+    def built(self, weights: Mapping[str, Floats] | None = None, **changes: Any) -> Program:
         """The program of a changed config, over weights of which some are others."""
-        from models import replaced
-
-        return build(replaced(self.config, **changes), self.weights | weights, kv_cache="f32", max_rows=MAX_ROWS)
+        config = replaced(self.config, **changes)
+        return build(config, self.weights | dict(weights or {}), kv_cache="f32", max_rows=MAX_ROWS)
 
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="llama_ext_family")  # removed when the process ends
 
 
 def save(name: str, config: Any, dtype: torch.dtype = torch.float32, folder: Path | None = None) -> Path:
-    model = tf.AutoModelForCausalLM.from_config(config)
+    whole = isinstance(config, tf.Llama4Config)
+    model = tf.Llama4ForConditionalGeneration(config) if whole else tf.AutoModelForCausalLM.from_config(config)
     folder = folder or Path(_FOLDER.name) / name
-    draw_weights(model, zlib.crc32(f"weights of {name}".encode())).to(dtype).save_pretrained(folder)
+    draw_weights(model, zlib.crc32(f"weights of {name}".encode()))
+    if dtype is not torch.float32:
+        model = model.to(dtype)
+    model.save_pretrained(folder)
     return folder
 
 
 @lru_cache
 def case(name: str) -> Case:
     config = FAMILY[name]()
-    return Case(name, save(name, config), config)
+    return Case(name, save(name, config), config.get_text_config())
 
 
 def edited(program: Program, change: Callable[[Any], Any], caches: list[_core.CacheLayer] | None = None) -> Program:

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from models import (
     Floats,
     build,
-    llama4_config,
-    plain_feed_forward,
+    plain_mixture,
     plain_norm,
     plain_stream,
     random_ids,
     random_weights,
+    scout_config,
 )
 
 from llama_ext import _core
@@ -34,9 +34,10 @@ LAST = 3  # rows whose logits are compared
 
 
 def config_of_the_run() -> LlamaConfig:
-    """Three chunked layers and a global one: what a global layer keeps is much, and three more of it more than that."""
-    return llama4_config(
+    """A Scout of three chunked layers and a global one, which alone keeps what it has seen."""
+    return scout_config(
         CHUNK,
+        num_local_experts=4,
         hidden_size=16,
         intermediate_size=16,
         num_attention_heads=1,
@@ -84,7 +85,13 @@ def run(program: Program, ids: npt.NDArray[np.int32], rows: int) -> tuple[Floats
             last.append(logits)
         at += step
     grown = resident_memory() - memory
-    facts = {"grown": grown, "from": early, "to": cache.position, "used": cache.bytes_used, "reserved": cache.bytes_reserved}
+    facts = {
+        "grown": grown,
+        "from": early,
+        "to": cache.position,
+        "used": cache.bytes_used,
+        "reserved": cache.bytes_reserved,
+    }
     return np.concatenate(last), facts
 
 
@@ -127,7 +134,7 @@ def plain_tail(config: LlamaConfig, weights: dict[str, Floats], ids: list[int]) 
     scores[np.arange(LENGTH)[None, :] > positions[:, None]] = -np.inf
     shares = np.exp(scores - scores.max(1, keepdims=True))
     x = x + shares / shares.sum(1, keepdims=True) @ (m @ of("v").T) @ of("o").T
-    x = x + plain_feed_forward(plain_norm(config, x, of("ffn_norm")), of, "")
+    x = x + plain_mixture(config, plain_norm(config, x, of("ffn_norm")), of)
     return plain_norm(config, x, weights["norm"]) @ weights["head"].T.astype(np.float64)
 
 

@@ -1,9 +1,10 @@
-"""The same weights through Hugging Face's, Meta's and GGUF files: the same logits, bit for bit where the same numbers are
-stored; and quantized while they are read, those of the file that `convert` writes."""
+"""The same weights through Hugging Face's, Meta's and GGUF files: the same logits, bit for bit where the same numbers
+are stored; and quantized while they are read, those of the file that `convert` writes."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,25 @@ import tolerances
 import torch
 import transformers as tf
 from checkpoint_models import layout_of, meta_params, meta_shards, write_meta
-from family_models import FAMILY, LENGTH, MAX_ROWS, case, full_pass, heads, llama, llama4, maverick, mixtral, rope
-from family_models import save, scout
+from family_models import (
+    FAMILY,
+    LENGTH,
+    MAX_ROWS,
+    case,
+    full_pass,
+    heads,
+    llama,
+    llama4,
+    maverick,
+    mixtral,
+    rope,
+    save,
+    scout,
+)
 from models import CpuSession, Floats, deviation, random_ids
 
 import llama_ext
+import llama_ext.tokenizer
 from llama_ext import program as programs
 from llama_ext.checkpoint.gguf import GgufFile
 from llama_ext.checkpoint.meta import MetaSource
@@ -27,6 +42,7 @@ from llama_ext.checkpoint.quantized import quantized
 from llama_ext.checkpoint.source import Source
 from llama_ext.checkpoint.write import write_gguf
 from llama_ext.cli import main
+from llama_ext.config import LlamaConfig
 
 # What the formula of Meta's params.json makes of hidden_size 64, and the scaling that it stands for.
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 90}
@@ -180,6 +196,21 @@ def test_load_and_convert_make_the_same_weights(weights: str, tmp_path: Path) ->
     assert not np.array_equal(
         loaded.session().logits(ids), llama_ext.load(folder, threads=1, **options).session().logits(ids)
     )
+
+
+def test_the_keys_of_a_vocabulary_are_not_the_models(tmp_path: Path) -> None:
+    """What the tokenizers write besides is passed over by the config, and no other key of ours that is unknown."""
+    source = case("llama1").source
+    values = source.config.to_gguf()
+    written: set[str] = set()
+    for file in Path(llama_ext.tokenizer.__file__).parent.glob("*.py"):
+        written |= set(re.findall(r'"(llama_ext\.[a-z_]+)"', file.read_text()))
+    assert "llama_ext.end_token_ids" in written
+    for key in written:
+        found = LlamaConfig.from_gguf(values | {key: "of any type"}, {"output.weight"})
+        assert found == LlamaConfig.from_gguf(values, {"output.weight"}), key
+    with pytest.raises(llama_ext.CheckpointError, match=r"'llama_ext\.end_token' in the GGUF is unknown"):
+        LlamaConfig.from_gguf(values | {"llama_ext.end_token": 3}, {"output.weight"})
 
 
 def write_vocabulary(folder: Path) -> None:

@@ -35,12 +35,12 @@ def test_the_model_is_the_one_meant(model: Case) -> None:
     assert config.num_local_experts == getattr(hf, "num_local_experts", 0)
     assert config.sliding_window == (getattr(hf, "sliding_window", None) or 0)
     if config.model_type == "llama4":
-        assert set(config.layer_kinds) == {"chunked", "global"} and LENGTH > 3 * config.attention_chunk_size
-        assert LENGTH > 3 * config.floor_scale and config.attn_scale == 0.3 and config.attn_temperature_tuning
+        assert set(config.layer_kinds) == {"chunked", "global"} and 3 * config.attention_chunk_size < LENGTH
+        assert 3 * config.floor_scale < LENGTH and config.attn_scale == 0.3 and config.attn_temperature_tuning
         assert config.use_qk_norm == model.name.startswith("scout")
         assert all(config.moe_layers) == model.name.startswith("scout") and config.shared_expert
     elif config.sliding_window:
-        assert LENGTH > 3 * config.sliding_window and set(config.layer_kinds) == {"sliding"}
+        assert 3 * config.sliding_window < LENGTH and set(config.layer_kinds) == {"sliding"}
 
     _, attention, routers = model.truth
     for weights in attention:

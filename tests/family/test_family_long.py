@@ -13,9 +13,9 @@ from typing import Any
 import long_run
 import tolerances
 
-# What else a process may take meanwhile: a page of either end of each of a layer's heads, and the interpreter's own
-# few hundred kilobytes. One chunked layer that kept all its keys and values would take more than twice as much.
-SLACK = 2_000_000
+# Bytes that a process may take besides: pages that are full in part, and what Python keeps. Measured: 18 kB to 47 kB.
+# One chunked layer that kept all its keys and values would take 4.9 MB.
+SLACK = 1_000_000
 
 
 def run(**options: Any) -> dict[str, Any]:
@@ -55,4 +55,4 @@ def test_a_long_run() -> None:
 def test_a_ring_as_long_as_the_context_is_noticed() -> None:
     facts = run(broken=True, rows=long_run.MAX_ROWS)
     print(facts)
-    assert excess(facts) > 5 * SLACK
+    assert excess(facts) > 10 * SLACK
