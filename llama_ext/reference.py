@@ -133,17 +133,30 @@ def route(logits: Tensor, top_k: int, scoring: str) -> tuple[Tensor, Tensor]:
 
 
 class ReferenceSession:
-    """One sequence: the reference's side of `llama_ext.Session`, with the same methods."""
+    """One sequence: the reference's side of `llama_ext.Session`, with the same methods.
 
-    def __init__(self, program: Program) -> None:
+    Args:
+        program: the model.
+        start: the position of the first token. There is nothing before it: a query sees its mask's keys from there on.
+
+    Raises:
+        OptionError: `start` is not from 0 to the program's max_context.
+    """
+
+    def __init__(self, program: Program, *, start: int = 0) -> None:
+        if not 0 <= start <= program.native.max_context:
+            raise OptionError(f"start={start} is out of range; positions are 0 to {program.native.max_context}.")
+        self._start = start
         self.program = program
         self._native = program.native
         self._weights: dict[str, Tensor] = {}
         self._ropes = [torch.tensor(rope, dtype=torch.float64) for rope in self._native.ropes]
-        self._position = self._highest = 0
+        self._position = self._highest = start
         self._caches: list[tuple[Tensor, Tensor]] = []
         for layer in self._native.caches:
-            shape = (layer.capacity, layer.kv_heads, layer.head_dim)
+            # No more slots than there are positions to come: those of a far start would fill the memory.
+            slots = max(1, min(layer.capacity, self._native.max_context - start))
+            shape = (slots, layer.kv_heads, layer.head_dim)
             keys, values = (torch.full(shape, torch.nan, dtype=_CACHE_DTYPES[layer.format]) for _ in range(2))
             self._caches.append((keys, values))
 
@@ -170,8 +183,9 @@ class ReferenceSession:
         Raises:
             OptionError: more than there are, or than the rings can take back.
         """
-        if not 0 <= n <= min(self._position, self._native.max_rollback(self._position, self._highest)):
-            raise OptionError(f"cannot roll back {n} of {self._position} positions.")
+        held = self._position - self._start
+        if not 0 <= n <= min(held, self._native.max_rollback(self._position, self._highest)):
+            raise OptionError(f"cannot roll back {n} of {held} positions.")
         for keys, values in self._caches:
             for position in range(self._position - n, self._position):
                 keys[position % len(keys)] = torch.nan
@@ -182,7 +196,7 @@ class ReferenceSession:
         for keys, values in self._caches:
             keys.fill_(torch.nan)
             values.fill_(torch.nan)
-        self._position = self._highest = 0
+        self._position = self._highest = self._start
 
     def _run(self, ids: Sequence[int], which: str) -> npt.NDArray[np.float32]:
         if self._position + len(ids) > self._native.max_context:
@@ -251,7 +265,8 @@ class ReferenceSession:
             scale = i.scale
             if i.temperature_scale:
                 scale *= temperature(position, i.temperature_scale, i.temperature_floor)
-            seen = torch.arange(first_key(i.mask, position), position + 1) % len(keys)
+            first = max(first_key(i.mask, position), self._start)
+            seen = torch.arange(first, position + 1) % len(keys)
             out.append(attend(q[row], keys[seen].float(), values[seen].float(), scale))
         return torch.stack(out)
 

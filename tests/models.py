@@ -17,6 +17,8 @@ from llama_ext.config import LlamaConfig
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Of = Callable[[str], npt.NDArray[np.float64]]
+Mixture = Callable[[LlamaConfig, npt.NDArray[np.float64], Of], npt.NDArray[np.float64]]
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 BLOCK_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -240,9 +242,9 @@ def mixtral_config(**changes: object) -> LlamaConfig:
     return tiny_config(**(fields | changes))
 
 
-def plain_mask(kind: str, extent: int, n: int) -> npt.NDArray[np.bool_]:
-    """[query, key]: may the query look at the key. The definitions, over all pairs."""
-    q, k = np.mgrid[0:n, 0:n]
+def plain_mask(kind: str, extent: int, n: int, start: int = 0) -> npt.NDArray[np.bool_]:
+    """[query, key]: may the query look at the key, both from `start` on. The definitions, over all pairs."""
+    q, k = np.mgrid[start : start + n, start : start + n]
     causal: npt.NDArray[np.bool_] = k <= q
     if kind == "chunked":
         causal &= k // extent == q // extent
@@ -256,36 +258,73 @@ def plain_logits(
     weights: Mapping[str, npt.NDArray[np.floating]],
     ids: Sequence[int],
     *,
+    start: int = 0,
     temperature_shift: int = 0,
     mask_shift: int = 0,
+    angles: type[np.floating] = np.float64,
+    mixture: Mixture | None = None,
 ) -> npt.NDArray[np.float64]:
     """Logits [n, vocab] after each id, written without the program: full attention matrices in float64, rotation by
     complex numbers at the absolute position, no cache.
 
-    temperature_shift and mask_shift plant the usual mistakes (a position that is off by so many), for tests of the
-    tests.
+    start is the position of the first id, before which there is nothing.
+
+    temperature_shift and mask_shift plant the usual mistakes (a position that is off by so many), `angles` those of a
+    narrower type, and `mixture` another mixture of experts, for tests of the tests.
     """
-    w = {name: values.astype(np.float64) for name, values in weights.items()}
+    x = plain_stream(
+        config,
+        weights,
+        ids,
+        start=start,
+        temperature_shift=temperature_shift,
+        mask_shift=mask_shift,
+        angles=angles,
+        mixture=mixture,
+    )
+    return plain_norm(config, x, weights["norm"]) @ weights["embed" if config.tie_word_embeddings else "head"].T
+
+
+def plain_norm(
+    config: LlamaConfig, x: npt.NDArray[np.float64], weight: npt.NDArray[np.floating] | float
+) -> npt.NDArray[np.float64]:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
+
+
+def plain_stream(
+    config: LlamaConfig,
+    weights: Mapping[str, npt.NDArray[np.floating]],
+    ids: Sequence[int],
+    *,
+    layers: int | None = None,
+    start: int = 0,
+    temperature_shift: int = 0,
+    mask_shift: int = 0,
+    angles: type[np.floating] = np.float64,
+    mixture: Mixture | None = None,
+) -> npt.NDArray[np.float64]:
+    """The residual stream [n, hidden] after the first `layers` layers (None: all) of `plain_logits`."""
     n, heads, kv_heads, head_dim = (
         len(ids),
         config.num_attention_heads,
         config.num_key_value_heads,
         config.head_dim,
     )
-    positions = np.arange(n)
-    turn = np.exp(1j * np.outer(positions, config.inverse_frequencies()))[:, None, :]
+    positions = np.arange(start, start + n)
+    angle = np.outer(positions.astype(angles), np.array(config.inverse_frequencies(), angles))
+    turn = np.exp(1j * angle.astype(np.float64))[:, None, :]
 
-    def norm(x: npt.NDArray[np.float64], weight: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float64]:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
+    def norm(x: npt.NDArray[np.float64], weight: npt.NDArray[np.floating] | float) -> npt.NDArray[np.float64]:
+        return plain_norm(config, x, weight)
 
     def rotated(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.ascontiguousarray(np.ascontiguousarray(x).view(np.complex128) * turn).view(np.float64)
 
-    x = w["embed"][np.array(ids)]
-    for layer in range(config.num_hidden_layers):
+    x = weights["embed"][np.array(ids)].astype(np.float64)
+    for layer in range(config.num_hidden_layers if layers is None else layers):
 
         def of(name: str, layer: int = layer) -> npt.NDArray[np.float64]:
-            return w[f"layers.{layer}.{name}"]
+            return weights[f"layers.{layer}.{name}"].astype(np.float64)
 
         m = norm(x, of("attention_norm"))
         q = (m @ of("q").T).reshape(n, heads, head_dim)
@@ -300,7 +339,7 @@ def plain_logits(
             q = q * (np.log(steps + 1.0) * config.attn_scale + 1)[:, None, None]
         kind = config.layer_kinds[layer]
         extent = {"global": 0, "chunked": config.attention_chunk_size, "sliding": config.sliding_window}[kind]
-        mask = plain_mask(kind, extent + mask_shift, n)
+        mask = plain_mask(kind, extent + mask_shift, n, start)
         a = np.empty((n, heads, head_dim))
         for head in range(heads):
             kv = head // (heads // kv_heads)
@@ -309,11 +348,10 @@ def plain_logits(
             a[:, head] = scores / scores.sum(1, keepdims=True) @ v[:, kv]
         x = x + a.reshape(n, -1) @ of("o").T
         m = norm(x, of("ffn_norm"))
-        x = x + (plain_mixture(config, m, of) if config.moe_layers[layer] else plain_feed_forward(m, of, ""))
-    return norm(x, w["norm"]) @ w["embed" if config.tie_word_embeddings else "head"].T
-
-
-Of = Callable[[str], npt.NDArray[np.float64]]
+        x = x + (
+            (mixture or plain_mixture)(config, m, of) if config.moe_layers[layer] else plain_feed_forward(m, of, "")
+        )
+    return x
 
 
 def plain_feed_forward(m: npt.NDArray[np.float64], of: Of, prefix: str) -> npt.NDArray[np.float64]:

@@ -101,8 +101,11 @@ void bind_executor(py::module_& m) {
              py::arg("history").noconvert())
         .def("read_seconds", &Executor::read_seconds, py::arg("bytes"), py::call_guard<py::gil_scoped_release>());
     py::class_<Cache>(m, "Cache")
-        .def(py::init([](const Executor& executor, bool poison) { return std::make_unique<Cache>(executor.program(), poison); }),
-             py::arg("executor"), py::arg("poison") = false, py::keep_alive<1, 2>())
+        .def(py::init([](const Executor& executor, bool poison, int64_t start) {
+                 return std::make_unique<Cache>(executor.program(), poison, start);
+             }),
+             py::arg("executor"), py::arg("poison") = false, py::kw_only(), py::arg("start") = 0, py::keep_alive<1, 2>())
+        .def_property_readonly("start", &Cache::start)
         .def_property_readonly("position", &Cache::position)
         .def_property_readonly("max_rollback", &Cache::max_rollback)
         .def("rollback", &Cache::rollback, py::arg("n"), py::call_guard<py::gil_scoped_release>())

@@ -17,8 +17,9 @@ struct BoundAttention final : BoundInstruction {
 
     int group() const { return i.heads / i.kv_heads; }
 
-    SlotRange slots(const CacheView& cache, int64_t position) const {
-        return {i.mask.first_key(position) % cache.capacity, position % cache.capacity};
+    SlotRange slots(const Step& step, const CacheView& cache, int64_t position) const {
+        const int64_t first = std::max(i.mask.first_key(position), step.cache->start());
+        return {first % cache.capacity, position % cache.capacity};
     }
 
     // The blocks that hold any of the slots; a wrapped range may touch every block.
@@ -58,7 +59,7 @@ struct BoundAttention final : BoundInstruction {
 
     // One query a head: the blocks of slots are shared out, then merged head by head.
     void one_row(Step& step, int member, const CacheView& cache) const {
-        const SlotRange range = slots(cache, step.position);
+        const SlotRange range = slots(step, cache, step.position);
         const Share span = blocks(cache, range);
         const int64_t count = span.end - span.begin;
         // Heads of a group share a pass over their keys, unless there are too few passes to keep the team busy.
@@ -111,7 +112,7 @@ struct BoundAttention final : BoundInstruction {
             Share span{INT64_MAX, 0};
             for (int j = 0; j < count; ++j) {
                 const int64_t row = (first + j) / group(), head = kv_head * group() + (first + j) % group();
-                const SlotRange range = slots(cache, step.position + row);
+                const SlotRange range = slots(step, cache, step.position + row);
                 const Share own = blocks(cache, range);
                 span = {std::min(span.begin, own.begin), std::max(span.end, own.end)};
                 query[j] = {step.q + (row * i.heads + head) * i.head_dim, range};

@@ -7,7 +7,10 @@
 
 namespace llama_ext::cpu {
 
-Cache::Cache(const Program& program, bool poison) : program_(program), poison_(poison) {
+Cache::Cache(const Program& program, bool poison, int64_t start) : program_(program), poison_(poison), start_(start) {
+    if (start < 0 || start > program.max_context)
+        throw std::invalid_argument("a cache starts at a position from 0 to max_context " + std::to_string(program.max_context) +
+                                    ", not " + std::to_string(start));
     for (const CacheLayer& layer : program.caches) {
         CacheView view{layer.format, layer.kv_heads, layer.head_dim, layer.capacity, 0, nullptr, nullptr};
         view.padded = (layer.capacity + kKeyTile - 1) / kKeyTile * kKeyTile;
@@ -43,8 +46,9 @@ void Cache::poison_slots(const CacheView& view, int64_t first, int64_t last) con
 
 void Cache::rollback(int64_t n) {
     const auto guard = lock();
-    if (n < 0 || n > position_)
-        throw std::invalid_argument("cannot roll back " + std::to_string(n) + " of " + std::to_string(position_) + " positions");
+    const int64_t held = position_ - start_;
+    if (n < 0 || n > held)
+        throw std::invalid_argument("cannot roll back " + std::to_string(n) + " of " + std::to_string(held) + " positions");
     const int64_t furthest = max_rollback();
     if (n > furthest) {
         throw std::invalid_argument("cannot roll back " + std::to_string(n) +
@@ -61,8 +65,8 @@ void Cache::rollback(int64_t n) {
 
 void Cache::reset() {
     const auto guard = lock();
-    position_ = 0;
-    highest_ = 0;
+    position_ = start_;
+    highest_ = start_;
     if (poison_) {
         for (const CacheView& view : views_) poison_slots(view, 0, view.padded);
     }
@@ -71,7 +75,7 @@ void Cache::reset() {
 size_t Cache::bytes_used() const {
     size_t bytes = 0;
     for (const CacheLayer& layer : program_.caches)
-        bytes += static_cast<size_t>(std::min(position(), layer.capacity)) * layer.bytes_per_slot();
+        bytes += static_cast<size_t>(std::min(position_ - start_, layer.capacity)) * layer.bytes_per_slot();
     return bytes;
 }
 

@@ -2,6 +2,7 @@
 // as slots are written, at addresses that never change.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -16,9 +17,12 @@ namespace llama_ext::cpu {
 class Cache {
 public:
     // poison: fill every slot that holds no position with NaN, so that reading one shows (for tests; touches all memory)
-    Cache(const Program& program, bool poison);
+    // start: the position of the first token. There is nothing before it: a query sees its mask's keys from `start` on. Throws
+    // std::invalid_argument unless it is from 0 to the program's max_context.
+    Cache(const Program& program, bool poison, int64_t start = 0);
 
     const Program& program() const { return program_; }
+    int64_t start() const { return start_; }
     int64_t position() const { return position_; }
 
     // An executor holds this during a step; rollback and reset, perhaps from another thread, wait for it.
@@ -31,7 +35,7 @@ public:
     // Forgets the last n positions. Throws std::invalid_argument when n is negative, more than there are, or more than the
     // rings of chunked and sliding layers can take back.
     void rollback(int64_t n);
-    int64_t max_rollback() const { return program_.max_rollback(position_, highest_); }
+    int64_t max_rollback() const { return std::min(position_ - start_, program_.max_rollback(position_, highest_)); }
     void reset();
 
     const CacheView& layer(int index) const { return views_[static_cast<size_t>(index)]; }
@@ -44,6 +48,7 @@ private:
 
     const Program& program_;
     const bool poison_;
+    const int64_t start_;
     std::mutex mutex_;
     std::atomic<int64_t> position_ = 0;
     std::atomic<int64_t> highest_ = 0;  // the furthest position since the rings were empty: what it overwrote is gone
