@@ -60,11 +60,6 @@ _LISTS = {"layer_kinds", "rope_layers", "moe_layers"}
 _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _OWN_FIELDS = _INTEGERS | _NUMBERS | _FLAGS | _TEXTS | _LISTS
 _OWN_KEYS = _OWN_FIELDS | {f"rope_scaling.{key}" for key in _SCALING}
-# Those that say something of the vocabulary, not of the model: llama_ext.tokenizer writes and reads them.
-_OF_THE_VOCABULARY = {
-    *("end_token_ids", "chat_format", "keep_user_defined", "merge_by_rank", "tokenizer_json", "each_byte"),
-}
-
 # Keys that are read below, or that say nothing of the result.
 _KNOWN = {
     *("attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length"),
@@ -234,8 +229,6 @@ def _own(metadata: Mapping[str, object], layers: int) -> dict[str, Any]:
     )
     found: dict[str, Any] = {}
     for key in fields.values:
-        if key in _OF_THE_VOCABULARY:
-            continue
         if key not in _OWN_KEYS:
             fields.fail(key[:60], "is unknown to this version; use the version of llama_ext that wrote the file")
         if key in _INTEGERS:
