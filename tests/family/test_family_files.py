@@ -204,8 +204,8 @@ def test_the_keys_of_a_vocabulary_are_not_the_models(tmp_path: Path) -> None:
     values = source.config.to_gguf()
     written: set[str] = set()
     for file in Path(llama_ext.tokenizer.__file__).parent.glob("*.py"):
-        written |= set(re.findall(r'"(llama_ext\.[a-z_]+)"', file.read_text()))
-    assert "llama_ext.end_token_ids" in written
+        written |= set(re.findall(r'"(llama_ext\.tokenizer\.[a-z_]+)"', file.read_text()))
+    assert "llama_ext.tokenizer.end_token_ids" in written
     for key in written:
         found = LlamaConfig.from_gguf(values | {key: "of any type"}, {"output.weight"})
         assert found == LlamaConfig.from_gguf(values, {"output.weight"}), key

@@ -20,7 +20,7 @@ SLACK = 1_000_000
 
 def run(**options: Any) -> dict[str, Any]:
     here = Path(__file__).resolve()
-    path = os.pathsep.join([str(here.parents[1]), str(here.parents[2]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [str(here.parents[1]), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, str(here.parent / "long_run.py"), json.dumps(options)],
         env={**os.environ, "PYTHONPATH": path},
