@@ -61,7 +61,7 @@ Executor::Executor(Program program, const Options& options, const std::function<
     code_ = packing.bind_all();
     rotations_ = packing.rotations();
     if (!residency_.empty()) {
-        residency_.require_room_for(most_experts_chosen(program_));
+        residency_.prepare(most_experts_chosen(program_));
         step_.residency = &residency_;
     }
     const auto carve = [&](std::byte* base) {

@@ -4,8 +4,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "program/file_map.h"
-
 namespace llama_ext::cpu {
 
 void Residency::add(int layer, Part part, int expert, const std::byte* data, size_t bytes) {
@@ -14,10 +12,15 @@ void Residency::add(int layer, Part part, int expert, const std::byte* data, siz
     if (units_[at].size() <= e) units_[at].resize(e + 1);
     Unit& u = units_[at][e];
     u.ranges.push_back({data, bytes});
-    u.bytes += resident_bytes(bytes);
+    u.bytes += u.ranges.back().most_bytes();
 }
 
-void Residency::require_room_for(int together) const {
+void Residency::prepare(int together) {
+    std::vector<Resident*> ranges;
+    for (std::vector<Unit>& experts : units_)
+        for (Unit& u : experts)
+            for (Resident& r : u.ranges) ranges.push_back(&r);
+    isolate(&ranges);
     size_t needed = 0;
     const auto largest = [](const std::vector<Unit>& experts) {
         size_t bytes = 0;
@@ -50,7 +53,7 @@ void Residency::use(int layer, Part part, std::span<const int32_t> experts) {
         recent_.pop_front();
         oldest.resident = false;
         resident_ -= oldest.bytes;
-        for (const Range& r : oldest.ranges) give_back(r.data, r.bytes);
+        for (const Resident& r : oldest.ranges) r.give_back();
     }
     for (const int32_t e : experts) {
         Unit& u = units[static_cast<size_t>(e)];
@@ -63,7 +66,7 @@ void Residency::use(int layer, Part part, std::span<const int32_t> experts) {
 }
 
 void Residency::expect(int layer, Part part, int32_t expert) const {
-    for (const Range& r : units_[index(layer, part)][static_cast<size_t>(expert)].ranges) read_ahead(r.data, r.bytes);
+    for (const Resident& r : units_[index(layer, part)][static_cast<size_t>(expert)].ranges) read_ahead(r.data, r.bytes);
 }
 
 }  // namespace llama_ext::cpu

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "program/file_map.h"
+
 namespace llama_ext::cpu {
 
 class Residency {
@@ -22,8 +24,9 @@ public:
     void add(int layer, Part part, int expert, const std::byte* data, size_t bytes);
     bool empty() const { return units_.empty(); }
 
-    // Throws std::invalid_argument, with the bytes that are missing, if `together` experts of one layer do not fit.
-    void require_room_for(int together) const;
+    // When all have been added. Throws std::invalid_argument, with the bytes that are missing, if `together` experts of one
+    // layer do not fit.
+    void prepare(int together);
 
     // Before their matrices are touched, and only while nobody touches any: makes these experts of a layer the most recently
     // used. Those that are not resident are read ahead, and the least recently used are given back until all fit. More experts
@@ -38,13 +41,9 @@ public:
     int64_t misses() const { return misses_; }
 
 private:
-    struct Range {
-        const std::byte* data;
-        size_t bytes;
-    };
     struct Unit {
-        std::vector<Range> ranges{};
-        size_t bytes = 0;  // with the pages that faults bring along
+        std::vector<Resident> ranges{};
+        size_t bytes = 0;  // the most that is resident for it
         bool resident = false;
         std::list<Unit*>::iterator place{};  // in recent_, while resident
     };

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <map>
@@ -15,8 +16,13 @@
 namespace llama_ext {
 namespace {
 
-// A fault maps the pages around it too, as many as lie in the same 64 KiB.
-constexpr uintptr_t kAround = 64 << 10;
+// A fault maps pages around it, no further than the largest page.
+constexpr uintptr_t kAround = 2 << 20;
+
+uintptr_t page() {
+    static const uintptr_t size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    return size;
+}
 
 struct Registry {
     std::mutex mutex;
@@ -93,10 +99,30 @@ bool is_mapped(const std::byte* begin, size_t bytes) { return map_around(begin, 
 
 void give_back(const std::byte* begin, size_t bytes) { advise(begin, bytes, MADV_DONTNEED, kAround); }
 
-size_t resident_bytes(size_t bytes) { return bytes + 2 * kAround; }
+size_t Resident::most_bytes() const { return bytes + 2 * page(); }
 
-void read_ahead(const std::byte* begin, size_t bytes) {
-    advise(begin, bytes, MADV_WILLNEED, static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)));
+void Resident::give_back() const { advise(data, bytes, MADV_DONTNEED, page()); }
+
+void isolate(std::vector<Resident*>* ranges) {
+    std::sort(ranges->begin(), ranges->end(), [](const Resident* a, const Resident* b) { return a->data < b->data; });
+    // Neighbours with different advice are different mappings: whole pages in turns of two kinds, and what two ranges share, of a
+    // third. What is advised matters little, they are read ahead by hand.
+    bool odd = false;
+    for (const Resident* r : *ranges) {
+        const Range map = map_around(r->data, r->bytes);
+        const uintptr_t begin = reinterpret_cast<uintptr_t>(r->data), end = begin + r->bytes;
+        const uintptr_t first = (begin + page() - 1) / page() * page(), last = end / page() * page();
+        if (!map.end) continue;
+        const auto mark = [](uintptr_t from, uintptr_t to, int advice) {
+            if (from < to) madvise(reinterpret_cast<void*>(from), to - from, advice);
+        };
+        mark(first, last, odd ? MADV_SEQUENTIAL : MADV_RANDOM);
+        mark(first - page(), begin < first ? first : 0, MADV_DONTDUMP);
+        mark(last, last < end ? last + page() : 0, MADV_DONTDUMP);
+        odd = !odd;
+    }
 }
+
+void read_ahead(const std::byte* begin, size_t bytes) { advise(begin, bytes, MADV_WILLNEED, page()); }
 
 }  // namespace llama_ext

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import models
@@ -12,7 +13,7 @@ from llama_ext import _core
 from llama_ext.config import LlamaConfig
 from llama_ext.program import Program
 
-PAGES_AROUND = 2 * 65536  # what csrc/program/file_map.cpp allows for a matrix's neighbours
+PAGES_AROUND = 2 * mmap.PAGESIZE  # those that a matrix shares with its neighbours
 
 
 def mapped_program(path: Path, config: LlamaConfig, format: str, seed: int = 0) -> tuple[Program, Program]:
