@@ -86,8 +86,9 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.source.files())
 
     def weight_sizes(self) -> plan.WeightBytes:
-        """What the weights take, for the planner."""
-        experts = sum(w.nbytes for w in self.experts)
+        """What the weights take, for the planner. Experts that could not stay in their file count as all the others."""
+        stay = all(w.in_file for w in self.experts)
+        experts = sum(w.nbytes for w in self.experts) if stay else 0
         return plan.WeightBytes(self.weight_bytes, self.program.weight_bytes_per_token, experts)
 
     def formats(self) -> dict[str, tuple[int, int]]:
@@ -105,7 +106,7 @@ def byte_count(name: str, value: object) -> int:
     Raises:
         OptionError: it is neither.
     """
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < value < 2**63:
         return int(value)
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     count = float(match[1]) * _UNITS[(match[2] or "").lower()] if match else 0
@@ -198,16 +199,14 @@ def make_executor(
         kv_cache=native.caches[0].format,
         tokens=tokens,
     )
-    budget = 0
-    if resident_limit is None:
-        fits(memory=available_memory())
-    else:
-        budget = _expert_budget(checkpoint, threads, resident_limit)
-        fits(resident_limit=budget, memory=available_memory())
     try:
+        budget = 0 if resident_limit is None else _expert_budget(checkpoint, threads, resident_limit)
+        fits(resident_limit=resident_limit, memory=available_memory())
         return _core.Executor(native, threads=threads, progress=progress, resident_experts=budget)
+    except LlamaExtError:  # the model does not fit, or weights could not be converted
+        raise
     except ValueError as error:
-        if resident_limit is not None:
+        if resident_limit is not None and str(error).startswith("the experts of one token"):
             raise OptionError(
                 f"resident_limit={resident_limit} is too little: {error}; allow more, or a shorter max_context."
             ) from error
@@ -229,8 +228,8 @@ def _expert_budget(checkpoint: Checkpoint, threads: int, resident_limit: int) ->
     elsewhere = next((w for w in checkpoint.experts if not w.in_file), None)
     if elsewhere is not None:
         raise OptionError(
-            f"resident_limit={resident_limit}: experts can stay in a file only as they are decoded, and "
-            f"'{elsewhere.name}' is converted when it is read; write a .gguf file with 'llama-ext convert' first."
+            f"resident_limit={resident_limit}: experts can stay in a .gguf file only, as they are decoded, and "
+            f"'{elsewhere.name}' is in none; write one with 'llama-ext convert' first."
         )
     native = checkpoint.program.native
     measured = _core.Executor.measure(native, threads=threads, experts_in_file=True)

@@ -39,6 +39,9 @@ CACHE_FORMATS: Mapping[str, tuple[int, int]] = {"f32": (1, 4), "f16": (1, 2), "b
 
 _LEAST_TOKENS = 512  # a proposal of a shorter context helps nobody
 
+_PROCESS = 256 << 20
+"""Bytes of a process beside the model: the interpreter, libraries, what grows while it decodes."""
+
 
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
@@ -176,7 +179,8 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
     """What would fit into `memory` bytes where `wanted` does not: arguments of `load`, the least loss first.
 
     Each is one change; if none is enough, the first combination of a smaller format, a q8_0 cache, a shorter context
-    and experts left in the file that is; [] if nothing fits.
+    and experts left in the file that is; [] if nothing fits. `load` keeps room for a whole context beside experts that
+    are left in the file, so that a proposal of that names the context.
     """
     found = []
     if wanted.total <= memory:
@@ -198,10 +202,10 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
         found.append(f"max_context={tokens}")
     if wanted.weight.experts:
         # What is left beside all the rest holds some of the experts; those of one layer at the least.
-        rest = memory - (wanted.total - wanted.weight.experts)
+        rest = memory - (wanted.total - wanted.weight.experts) - _PROCESS
         layer = wanted.weight.experts // sum(config.moe_layers)
         if rest >= layer:
-            found.append(f"resident_limit={rest // 10**6 * 10**6}")
+            found.append(_beside_experts(config, "", wanted.tokens, memory))
     if found:
         return found
     formats = [("", wanted.weight), *smaller]
@@ -212,23 +216,32 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
             if tokens >= min(_LEAST_TOKENS, wanted.tokens):
                 return [_combined(wanted, name, kv_cache, tokens)]
     if wanted.weight.experts:
-        name, weight = formats[-1]
+        # Experts that are converted when they are read are in no file as they are decoded.
+        name, weight = formats[0 if wanted.weights == "file" else -1]
         layer = weight.experts // sum(config.moe_layers)
         for tokens in (CONTEXTS[0], 2048, _LEAST_TOKENS):
             for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
                 least = _plan(config, weight, "", kv_cache, min(tokens, wanted.tokens))
-                rest = memory - (least.total - weight.experts)
+                rest = memory - (least.total - weight.experts) - _PROCESS
                 if rest >= layer:
-                    return [_combined(wanted, name, kv_cache, least.tokens, rest)]
+                    other = _combined(wanted, name, kv_cache, least.tokens)
+                    return [_beside_experts(config, other, least.tokens, memory)]
     return []
 
 
-def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int, resident: int | None = None) -> str:
+def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int) -> str:
     parts = [f"weights={weights.lower()!r}"] if weights else []
     parts += [f"kv_cache={kv_cache!r}"] if kv_cache != wanted.kv_cache else []
     parts += [f"max_context={tokens}"] if tokens < wanted.tokens else []
-    parts += [f"resident_limit={resident // 10**6 * 10**6}"] if resident is not None else []
     return " with ".join(parts)
+
+
+def _beside_experts(config: LlamaConfig, other: str, tokens: int, memory: int) -> str:
+    """The proposal to leave experts in the file, together with what `other` proposes."""
+    parts = [other] if other else []
+    if tokens < config.max_position_embeddings and "max_context=" not in other:
+        parts.append(f"max_context={tokens}")
+    return " with ".join([*parts, f"resident_limit={memory // 10**6 * 10**6}"])
 
 
 def check_fits(
@@ -247,7 +260,8 @@ def check_fits(
         weights: format of its matrices, or the bytes that they take.
         kv_cache: format of keys and values.
         tokens: positions that must fit; None: all that the model was trained for.
-        resident_limit: bytes of routed experts that are held in memory, the others stay in the file; None: all.
+        resident_limit: bytes that all of it may take, as in `load`: what is left beside the rest holds some of the
+            experts, the others stay in the file. None: all weights are held.
         memory: bytes to fit into; None: `available_memory()`. Where that is not known, everything fits.
 
     Returns:
@@ -258,13 +272,15 @@ def check_fits(
         CheckpointError: it does not fit whatever the options.
     """
     exact = weights if isinstance(weights, WeightBytes) else weight_bytes(config, weights)
-    if resident_limit is not None:
-        if isinstance(resident_limit, bool) or not isinstance(resident_limit, int) or resident_limit < 0:
-            raise OptionError(f"resident_limit must be a number of bytes, not {resident_limit!r:.40}.")
-        held = min(exact.experts, resident_limit)
-        exact = WeightBytes(exact.total - exact.experts + held, exact.per_token, held)
+    limited = resident_limit is not None
+    if limited and (isinstance(resident_limit, bool) or not isinstance(resident_limit, int) or resident_limit < 0):
+        raise OptionError(f"resident_limit must be a number of bytes, not {resident_limit!r:.40}.")
     name = "file" if isinstance(weights, WeightBytes) else _weight_format(weights)
-    wanted = _plan(config, exact, name, kv_cache, _tokens(config, tokens))
+    whole = wanted = _plan(config, exact, name, kv_cache, _tokens(config, tokens))
+    if resident_limit is not None:
+        held = max(0, min(exact.experts, resident_limit - (wanted.total - exact.experts)))
+        part = WeightBytes(exact.total - exact.experts + held, exact.per_token, held)
+        wanted = _plan(config, part, name, kv_cache, wanted.tokens)
     memory = available_memory() if memory is None else memory
     if memory is None or wanted.total <= memory:
         return wanted
@@ -273,7 +289,7 @@ def check_fits(
         f"weights, {size_text(sum(wanted.cache.values()))} for keys and values of {wanted.tokens:,} tokens, "
         f"{size_text(wanted.buffers)} of buffers), {size_text(memory)} are free"
     )
-    mends = proposals(config, wanted, memory)
+    mends = proposals(config, whole, memory)
     if not mends:
         raise CheckpointError(f"{what}; use a smaller model.")
     raise OptionError(f"{what}; {' or '.join(mends)} would fit.")

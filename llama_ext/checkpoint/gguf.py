@@ -329,7 +329,7 @@ def _read(path: Path, tensors: dict[str, GgufTensor]) -> tuple[int, dict[str, ob
     entries = [_tensor_entry(header, index, alignment) for index in range(tensor_count)]
     start = -(-header.at // alignment) * alignment
     # A map that the compiled part knows, so that it can give pages back; slices of the array share it.
-    data = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
+    data = np.frombuffer(memoryview(_core.FileMap(os.fsencode(path))), np.uint8)
     if len(data) != header.size:
         header.fail("its size changes while it is read", "wait until it is written")
     for name, shape, form, offset, nbytes in entries:

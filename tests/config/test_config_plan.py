@@ -157,7 +157,8 @@ def test_what_is_proposed_does_fit(name: str, memory: int, weights: str, cache: 
         # then the smallest that can be asked for does not fit either
         smallest = plan.weight_bytes(config, "Q4_K")
         layer = smallest.experts // max(1, sum(config.moe_layers))
-        least = smallest.total - smallest.experts + layer + plan.buffer_bytes(config)
+        beside = plan.buffer_bytes(config) + (256 << 20) * bool(config.num_local_experts)
+        least = smallest.total - smallest.experts + layer + beside
         assert least + sum(plan.cache_bytes(config, 512, "q8_0").values()) > memory - 10**6
 
 
@@ -168,7 +169,26 @@ def test_single_changes_come_before_combinations() -> None:
     assert found[:2] == ["weights='q8_0'", "kv_cache='q8_0'"] and found[2].startswith("max_context=")
     assert len(plan.proposals(config, wanted, 8 * GB)) == 1
     mixtral = PRESETS["mixtral-8x7b"].config
-    assert any(p.startswith("resident_limit=") for p in plan.proposals(mixtral, plan.plan(mixtral), 32 * GB))
+    assert "resident_limit=32000000000" in plan.proposals(mixtral, plan.plan(mixtral), 32 * GB)
+
+
+def test_proposals_to_leave_experts_in_their_file_are_what_load_takes() -> None:
+    """The limit is the whole process's, the context is named, and no conversion is asked for at the same time."""
+    config = PRESETS["mixtral-8x7b"].config
+    exact = plan.weight_bytes(config, "q4_0")
+    for memory in (4 * GB, 16 * GB):
+        with pytest.raises(OptionError, match=rf"max_context=512 with resident_limit={memory}\b") as caught:
+            plan.check_fits(config, weights=exact, tokens=512, memory=memory)
+        assert "resident_limit" not in re.sub(r"max_context=512 with resident_limit=\d+", "", str(caught.value))
+    # Wherever experts end up, no more is taken than the limit, and no less than the rest.
+    rest = plan.plan(config, weights="q4_0", tokens=512).total - exact.experts
+    for limit, total in ((1, rest), (rest, rest), (rest + GB, rest + GB), (10**12, rest + exact.experts)):
+        found = plan.check_fits(config, weights=exact, tokens=512, resident_limit=limit, memory=10**12)
+        assert found.total == total
+    none_stay = plan.WeightBytes(exact.total, exact.per_token, 0)
+    with pytest.raises(LlamaExtError) as said:
+        plan.check_fits(config, weights=none_stay, tokens=512, memory=4 * GB)
+    assert "resident_limit" not in str(said.value)
 
 
 def test_weights_of_a_file() -> None:
