@@ -146,3 +146,14 @@ def test_sizes_that_no_memory_holds() -> None:
 def test_measuring_for_impossible_threads(threads: int) -> None:
     with pytest.raises(ValueError, match=f"threads must be 1 to 65536, is {threads}"):
         _core.Executor.measure(PROGRAM.native, threads=threads)
+
+
+@pytest.mark.parametrize("name", ["scout", "mixtral", "global"])
+def test_columns_of_the_listing_stand_below_one_another(name: str) -> None:
+    config = models.variants()[name]
+    program = models.build(config, models.random_weights(config))
+    _, heading, *lines = program.listing().splitlines()
+    operands, end = heading.index("operands"), len(heading)
+    assert len(lines) > 8 and all(len(line) == end for line in lines)
+    for line in lines:
+        assert line[operands - 1] == " " and line[operands] != " ", line
