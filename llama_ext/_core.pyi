@@ -14,7 +14,7 @@ formats: Final[dict[str, tuple[int, int, str]]]
 class FileMap:
     """A file mapped into memory, read-only; `np.frombuffer(map, np.uint8)` is a view that keeps it alive."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | bytes) -> None:
         """Raises: OSError; ValueError for an empty file."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 

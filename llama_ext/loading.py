@@ -85,8 +85,9 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.source.files())
 
     def weight_sizes(self) -> plan.WeightBytes:
-        """What the weights take, for the planner."""
-        experts = sum(w.nbytes for w in self.experts)
+        """What the weights take, for the planner. Experts that could not stay in their file count as all the others."""
+        stay = all(w.in_file for w in self.experts)
+        experts = sum(w.nbytes for w in self.experts) if stay else 0
         return plan.WeightBytes(self.weight_bytes, self.program.weight_bytes_per_token, experts)
 
     def formats(self) -> dict[str, tuple[int, int]]:
@@ -104,7 +105,7 @@ def byte_count(name: str, value: object) -> int:
     Raises:
         OptionError: it is neither.
     """
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < value < 2**63:
         return int(value)
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     count = float(match[1]) * _UNITS[(match[2] or "").lower()] if match else 0
@@ -189,20 +190,23 @@ def make_executor(
         CheckpointError: it does not fit whatever the options.
     """
     native = checkpoint.program.native
-    budget = 0
-    if resident_limit is None:
-        plan.check_fits(
-            checkpoint.config,
-            weights=checkpoint.weight_sizes(),
-            kv_cache=native.caches[0].format,
-            tokens=min(native.max_context, checkpoint.max_context or _SHORT_CONTEXT),
-        )
-    else:
-        budget = _expert_budget(checkpoint, threads, resident_limit)
     try:
-        return _core.Executor(native, threads=threads, progress=progress, resident_experts=budget)
-    except ValueError as error:
         if resident_limit is not None:
+            budget = _expert_budget(checkpoint, threads, resident_limit)
+        else:
+            budget = 0
+            plan.check_fits(
+                checkpoint.config,
+                weights=checkpoint.weight_sizes(),
+                kv_cache=native.caches[0].format,
+                tokens=min(native.max_context, checkpoint.max_context or _SHORT_CONTEXT),
+                memory=available_memory(),
+            )
+        return _core.Executor(native, threads=threads, progress=progress, resident_experts=budget)
+    except LlamaExtError:  # the model does not fit, or weights could not be converted
+        raise
+    except ValueError as error:
+        if resident_limit is not None and str(error).startswith("the experts of one token"):
             raise OptionError(
                 f"resident_limit={resident_limit} is too little: {error}; allow more, or a shorter max_context."
             ) from error

@@ -87,17 +87,20 @@ class Program:
             position: of the step's first token.
         """
         native = self.native
+        names = [_core.name(instruction) for instruction in self.code]
+        operands = [_operands(instruction, native) for instruction in self.code]
+        wide, wider = max(12, *(len(name) + 2 for name in names)), max(62, *(len(text) + 1 for text in operands))
         lines = [
             f"program: {native.vocab:,} tokens, hidden {native.hidden:,}, context {native.max_context:,}, "
             f"up to {native.max_rows} rows a step; costs of {rows} row{'s' if rows > 1 else ''} "
             f"at position {position:,}",
-            f"{'':12}{'instruction':<16}{'operands':<62}{'weights':>11}{'cache':>11}{'operations':>12}",
+            f"{'':12}{'instruction':<{wide}}{'operands':<{wider}}{'weights':>11}{'cache':>11}{'operations':>12}",
         ]
         blocks: list[tuple[int, list[str]]] = []
         for index, instruction in enumerate(self.code):
             cost = native.cost(index, rows, position, 1)
             line = (
-                f"{_core.name(instruction):<16}{_operands(instruction, native):<62}"
+                f"{names[index]:<{wide}}{operands[index]:<{wider}}"
                 f"{_bytes(cost.weight_bytes):>11}{_bytes(cost.cache_bytes):>11}{_count(cost.operations):>12}"
             )
             layer: int = getattr(instruction, "layer", -1)
@@ -116,7 +119,7 @@ class Program:
             at = last + 1
         costs = [native.cost(i, rows, position, 1) for i in range(len(self.code))]
         lines.append(
-            f"{'':12}{'total':<16}{f'{len(self.code)} instructions':<62}"
+            f"{'':12}{'total':<{wide}}{f'{len(self.code)} instructions':<{wider}}"
             f"{_bytes(sum(c.weight_bytes for c in costs)):>11}{_bytes(sum(c.cache_bytes for c in costs)):>11}"
             f"{_count(sum(c.operations for c in costs)):>12}"
         )

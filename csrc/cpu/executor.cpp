@@ -53,17 +53,18 @@ Executor::Executor(Program program, const Options& options, const std::function<
       step_{kernels_, program_, team_} {
     const bool in_file = options.resident_experts > 0;
     step_.members.resize(static_cast<size_t>(team_.size()));
-    Packing sizes(program_, in_file, nullptr);
+    Packing sizes(program_, in_file, &residency_, nullptr);
     sizes.bind_all();
-    weights_ = Pages(sizes.packed_bytes(), Pages::Size::huge);
-    const PackingPlace place{team_, weights_, residency_, progress};
-    Packing packing(program_, in_file, &place);
-    code_ = packing.bind_all();
-    rotations_ = packing.rotations();
+    // Before packing, which takes minutes.
     if (!residency_.empty()) {
         residency_.prepare(most_experts_chosen(program_));
         step_.residency = &residency_;
     }
+    weights_ = Pages(sizes.packed_bytes(), Pages::Size::huge);
+    const PackingPlace place{team_, weights_, progress};
+    Packing packing(program_, in_file, nullptr, &place);
+    code_ = packing.bind_all();
+    rotations_ = packing.rotations();
     const auto carve = [&](std::byte* base) {
         return lay_out(program_, rotations_, packing.scratch_bytes(), base, &step_, &own_logits_);
     };
@@ -75,8 +76,11 @@ Executor::Executor(Program program, const Options& options, const std::function<
 }
 
 Executor::Memory Executor::measure(const Program& program, int threads, bool experts_in_file) {
+    constexpr int kMost = 1 << 16;
+    if (threads < 1 || threads > kMost)
+        throw std::invalid_argument("threads must be 1 to " + std::to_string(kMost) + ", is " + std::to_string(threads));
     program.validate();
-    Packing sizes(program, experts_in_file, nullptr);
+    Packing sizes(program, experts_in_file, nullptr, nullptr);
     sizes.bind_all();
     Team team(1);
     Step step{choose_kernels(), program, team};

@@ -1,6 +1,7 @@
 #include "cpu/packing.h"
 
 #include <algorithm>
+#include <new>
 #include <stdexcept>
 
 #include "cpu/layout.h"
@@ -8,6 +9,10 @@
 
 namespace llama_ext::cpu {
 namespace {
+
+constexpr size_t kAddressSpace = size_t{1} << 62;
+// Bytes of a weight that lie in memory twice while it is packed, in its file's pages and in their place.
+constexpr size_t kPiece = size_t{16} << 20;
 
 PackedWeight unplaced(const Weight& w) {
     return {w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols), nullptr};
@@ -23,6 +28,8 @@ std::vector<std::unique_ptr<BoundInstruction>> Packing::bind_all() {
 }
 
 std::byte* Packing::take(size_t bytes) {
+    // Weights that are made on demand can claim to be of any size, as long as nothing is made: the sum must not wrap.
+    if (bytes > kAddressSpace - packed_) throw std::bad_alloc();
     const size_t at = packed_;
     packed_ += aligned(bytes);
     return place_ ? place_->pages.data() + at : nullptr;
@@ -36,16 +43,21 @@ PackedWeight Packing::pack(const Weight& w) {
     if (place_) {
         const WeightBytes bytes = w.fetch();
         const size_t stride = row_bytes(w.format, w.cols);
-        place_->team.run([&](int member) {
-            const Share mine = share(packed.groups, member, place_->team.size());
-            for (int64_t g = mine.begin; g < mine.end; ++g) {
-                const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
-                pack_group(w.format, w.cols, bytes.data + static_cast<size_t>(g * kGroup) * stride, rows,
-                           place + static_cast<size_t>(g) * packed.group_bytes);
-            }
-        });
-        // The file's pages have served: they would be a second copy of the model.
-        give_back(bytes.data, w.bytes());
+        const int64_t piece = std::max<int64_t>(1, static_cast<int64_t>(kPiece / packed.group_bytes));
+        for (int64_t first = 0; first < packed.groups; first += piece) {
+            const int64_t groups = std::min(piece, packed.groups - first);
+            place_->team.run([&](int member) {
+                const Share mine = share(groups, member, place_->team.size());
+                for (int64_t g = first + mine.begin; g < first + mine.end; ++g) {
+                    const int rows = static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup));
+                    pack_group(w.format, w.cols, bytes.data + static_cast<size_t>(g * kGroup) * stride, rows,
+                               place + static_cast<size_t>(g) * packed.group_bytes);
+                }
+            });
+            // The file's pages have served: they would be a second copy of the model.
+            const int64_t from = first * kGroup, rows = std::min(groups * kGroup, w.rows - from);
+            give_back(bytes.data + static_cast<size_t>(from) * stride, static_cast<size_t>(rows) * stride);
+        }
         if (place_->progress) place_->progress(packed_, place_->pages.bytes());
     }
     done_.emplace(&w, packed);
@@ -54,7 +66,11 @@ PackedWeight Packing::pack(const Weight& w) {
 
 const float* Packing::vector(const Weight& w) {
     float* place = reinterpret_cast<float*>(take(static_cast<size_t>(w.cols) * sizeof(float)));
-    if (place_) dequantize(w.format, w.fetch().data, w.cols, place);
+    if (place_) {
+        const WeightBytes bytes = w.fetch();
+        dequantize(w.format, bytes.data, w.cols, place);
+        give_back(bytes.data, w.bytes());
+    }
     return place;
 }
 
@@ -77,7 +93,7 @@ PackedWeight Packing::expert(const Weight& w, int layer, Residency::Part part, i
     PackedWeight mapped = unplaced(w);
     mapped.source = w.data;
     scratch(mapped.group_bytes);
-    if (place_) place_->residency.add(layer, part, expert, w.data, w.bytes());
+    if (residency_) residency_->add(layer, part, expert, w.data, w.bytes());
     return mapped;
 }
 

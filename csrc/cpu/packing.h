@@ -16,16 +16,16 @@ namespace llama_ext::cpu {
 // What packing needs and adding up does not.
 struct PackingPlace {
     Team& team;
-    const Pages& pages;  // of Packing::used bytes
-    Residency& residency;
+    const Pages& pages;                                   // of Packing::packed_bytes
     const std::function<void(size_t, size_t)>& progress;  // bytes packed, of all
 };
 
 class Packing final : public Binder {
 public:
-    // place: null only adds up. experts_in_file: experts are not packed but left to place->residency.
-    Packing(const Program& program, bool experts_in_file, const PackingPlace* place)
-        : program_(program), experts_in_file_(experts_in_file), place_(place) {}
+    // place: null only adds up. experts_in_file: experts are not packed but left in their file; residency, if not null, is told
+    // of them.
+    Packing(const Program& program, bool experts_in_file, Residency* residency, const PackingPlace* place)
+        : program_(program), experts_in_file_(experts_in_file), residency_(residency), place_(place) {}
 
     std::vector<std::unique_ptr<BoundInstruction>> bind_all();
 
@@ -49,6 +49,7 @@ private:
 
     const Program& program_;
     const bool experts_in_file_;
+    Residency* const residency_;
     const PackingPlace* const place_;
     size_t packed_ = 0, kept_ = 0, scratch_ = 0;
     std::vector<Rotation> rotations_;

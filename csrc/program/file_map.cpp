@@ -65,7 +65,8 @@ void advise(const std::byte* begin, size_t bytes, int advice, uintptr_t around) 
 }  // namespace
 
 FileMap::FileMap(const std::string& path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    // Not to wait for whoever writes into a pipe: it is refused below.
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file < 0) throw std::system_error(errno, std::generic_category(), path);
     struct stat facts{};
     void* base = MAP_FAILED;

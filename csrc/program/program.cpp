@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -15,6 +16,7 @@ constexpr int64_t kMaxContext = int64_t{1} << 32;
 constexpr int64_t kMaxWidth = int64_t{1} << 24;
 constexpr int kMaxRows = 1 << 16;
 constexpr int64_t kMaxExperts = 1 << 16;
+constexpr int kMaxLayers = 1 << 16;
 
 void require_range(const char* what, int64_t value, int64_t least, int64_t most) {
     if (value < least || value > most) {
@@ -51,6 +53,7 @@ struct Checker {
     const Instruction* previous = nullptr;
     std::vector<bool> cache_taken = std::vector<bool>(program.caches.size());
     int64_t attention_width = 0, intermediate = 0;  // of the a and h that the next output or down reads
+    std::set<int> mixtures{};                       // layers that have one
 
     void check(const Instruction& instruction) {
         where = name(instruction);
@@ -149,13 +152,20 @@ struct Checker {
 
     void operator()(const Down& i) const { matrix("weight", i.weight, program.hidden, intermediate); }
 
-    void operator()(const Route& i) const {
+    void operator()(const Route& i) {
+        // Its experts are found by the layer: by cost.h, and by executors that keep them in their file.
+        require(i.layer >= 0 && i.layer < kMaxLayers,
+                "layer must be 0 to " + std::to_string(kMaxLayers - 1) + ", is " + std::to_string(i.layer));
+        require(mixtures.insert(i.layer).second, "this layer has another mixture of experts");
         norm(i.norm);
         require(i.router != nullptr, "router is missing");
         require(i.router->rows <= kMaxExperts, "router has too many rows");
         matrix("router", i.router, i.router->rows, program.hidden);
         require(i.top_k >= 1 && i.top_k <= i.router->rows,
                 "top_k " + std::to_string(i.top_k) + " is not from 1 to the " + std::to_string(i.router->rows) + " experts");
+        // With the shared expert; executors count them in 32 bits.
+        require(int64_t{program.max_rows} * (i.top_k + 1) <= std::numeric_limits<int32_t>::max(),
+                "max_rows " + std::to_string(program.max_rows) + " times top_k " + std::to_string(i.top_k) + " is too many");
     }
 
     void experts(const char* operand, const std::vector<WeightPtr>& list, size_t count, int64_t rows, int64_t cols) const {
@@ -165,7 +175,9 @@ struct Checker {
     }
 
     void operator()(const ExpertsGateUp& i) {
-        const size_t count = static_cast<size_t>(std::get<Route>(*previous).router->rows);
+        const Route& route = std::get<Route>(*previous);
+        require(i.layer == route.layer, "its route is of layer " + std::to_string(route.layer));
+        const size_t count = static_cast<size_t>(route.router->rows);
         require(!i.gate.empty() && i.gate[0] != nullptr, "gate is missing");
         require(i.gate[0]->rows <= kMaxWidth, "gate has too many rows");
         intermediate = i.gate[0]->rows;
@@ -179,6 +191,7 @@ struct Checker {
 
     void operator()(const ExpertsDown& i) const {
         const auto& before = std::get<ExpertsGateUp>(*previous);
+        require(i.layer == before.layer, "its experts_gate_up is of layer " + std::to_string(before.layer));
         experts("down", i.down, before.gate.size(), program.hidden, intermediate);
         require((i.shared_down == nullptr) == (before.shared_gate == nullptr), "shared gate, up and down go together");
         if (i.shared_down) matrix("shared_down", i.shared_down, program.hidden, intermediate);

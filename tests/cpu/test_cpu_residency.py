@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import models
@@ -167,7 +168,63 @@ def test_what_cannot_stay_in_a_file_is_refused(tmp_path: Path) -> None:
         session(mapped, 1000)
 
 
+def test_room_is_asked_for_before_anything_is_packed(tmp_path: Path) -> None:
+    _, mapped = mapped_program(tmp_path / "experts", models.scout_config(4), "F32")
+    seen: list[int] = []
+    with pytest.raises(ValueError, match="may be resident"):
+        _core.Executor(mapped.native, threads=1, resident_experts=1000, progress=lambda done, total: seen.append(total))
+    assert seen == []
+
+
+def test_norms_let_go_of_the_files_pages_too(tmp_path: Path) -> None:
+    config = models.tiny_config(hidden_size=2048, num_hidden_layers=8)
+    weights: dict[str, object] = dict(models.random_weights(config))
+    path = tmp_path / "norms"
+    norms = {name: w for name, w in weights.items() if isinstance(w, np.ndarray) and len(w) == 1}
+    apart = 1 << 18  # so that none lies in the pages that another brings along
+    with path.open("wb") as file:
+        for number, w in enumerate(norms.values()):
+            file.seek(number * apart)
+            file.write(w.tobytes())
+    view = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
+    for number, (name, w) in enumerate(norms.items()):
+        weights[name] = _core.Weight(name, "F32", 1, w.size, view[number * apart :][: w.nbytes])
+    made = models.CpuSession(models.build(config, weights))  # type: ignore[arg-type]
+    assert resident(path) == 0
+    plain = models.CpuSession(models.build(config, models.random_weights(config)))
+    assert np.array_equal(made.logits([1, 2]), plain.logits([1, 2]))
+
+
+def test_packing_holds_no_second_copy_of_a_large_matrix(tmp_path: Path) -> None:
+    """The peak of resident memory (VmHWM) while a matrix of 96 MiB is packed from its file."""
+    config = models.tiny_config(hidden_size=4096, vocab_size=6144, num_hidden_layers=1)
+    path = tmp_path / "head"
+    size = config.vocab_size * config.hidden_size * 4
+    with path.open("wb") as file:
+        file.truncate(size)
+    view = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
+    weights: dict[str, object] = dict(models.random_weights(config))
+    weights["head"] = _core.Weight("head", "F32", config.vocab_size, config.hidden_size, view)
+    weights["embed"] = weights["head"]
+    program = models.build(config, weights)  # type: ignore[arg-type]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = status("VmHWM")
+    executor = _core.Executor(program.native, threads=2)
+    assert executor.weight_bytes > size
+    packed = executor.weight_bytes + (48 << 20)
+    assert size < status("VmHWM") - before < packed
+
+
+def status(name: str) -> int:
+    """Bytes of an entry of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 def test_a_file_map_refuses_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe"):
+        _core.FileMap(str(tmp_path / "pipe"))
     with pytest.raises(FileNotFoundError, match="missing"):
         _core.FileMap(str(tmp_path / "missing"))
     with pytest.raises(OSError, match=tmp_path.name):

@@ -64,6 +64,8 @@ def test_progress_counts_bytes(tiny_path: Path) -> None:
         ({"resident_limit": "much"}, "resident_limit must be a number of bytes or a size such as '8GB', not 'much'"),
         ({"resident_limit": 0}, "resident_limit must be a number of bytes"),
         ({"resident_limit": True}, "resident_limit must be a number of bytes"),
+        ({"resident_limit": 2**63}, "resident_limit must be a number of bytes"),
+        ({"resident_limit": "9" * 400}, "resident_limit must be a number of bytes"),
         ({"resident_limit": "1GB"}, "resident_limit=1000000000: .* has no experts"),
         ({"draft": "small.gguf"}, "draft='small.gguf'.*leave draft out"),
         ({"kv_cache": "q4_0"}, "kv_cache='q4_0' is unknown; use one of f32, f16, bf16, q8_0"),

@@ -32,8 +32,9 @@ def write_tiny(
     sliding_window: int | None = None,
     tokenizer: bool = True,
     head_dim: int = HEAD_DIM,
+    experts: int = 0,
 ) -> Path:
-    """Writes a model of which single things can be wrong."""
+    """Writes a model of which single things can be wrong; with `experts`, a Mixtral that chooses two of them."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
@@ -47,6 +48,9 @@ def write_tiny(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(rows)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
     if sliding_window is not None:
         writer.add_sliding_window(sliding_window)
     if tokenizer:
@@ -70,14 +74,16 @@ def write_tiny(
             f"blk.{layer}.attn_v": (KV_HEADS * head_dim, HIDDEN),
             f"blk.{layer}.attn_output": (HIDDEN, HEADS * head_dim),
             f"blk.{layer}.ffn_norm": (HIDDEN,),
-            f"blk.{layer}.ffn_gate": (FFN, HIDDEN),
-            f"blk.{layer}.ffn_up": (FFN, HIDDEN),
-            f"blk.{layer}.ffn_down": (HIDDEN, FFN),
         }
+        feed_forward: dict[str, tuple[int, ...]] = {"gate": (FFN, HIDDEN), "up": (FFN, HIDDEN), "down": (HIDDEN, FFN)}
+        for part, shape in feed_forward.items():
+            shapes[f"blk.{layer}.ffn_{part}" + "_exps" * bool(experts)] = (*([experts] if experts else []), *shape)
+        if experts:
+            shapes[f"blk.{layer}.ffn_gate_inp"] = (experts, HIDDEN)
     for name, shape in shapes.items():
         if name != leave_out:
-            scale = 0.2 if len(shape) == 2 else 0.05
-            values = random.normal(0 if len(shape) == 2 else 1, scale, shape).astype(np.float32)
+            scale = 0.2 if len(shape) > 1 else 0.05
+            values = random.normal(0 if len(shape) > 1 else 1, scale, shape).astype(np.float32)
             writer.add_tensor(f"{name}.weight", values)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
