@@ -8,6 +8,11 @@
 
 namespace llama_ext::cpu {
 
+Residency::~Residency() {
+    for (const Unit* u : recent_)
+        for (const Range& r : u->ranges) give_back(r.data, r.bytes);
+}
+
 void Residency::add(int layer, Part part, int expert, const std::byte* data, size_t bytes) {
     const size_t at = index(layer, part), e = static_cast<size_t>(expert);
     if (units_.size() <= at) units_.resize(at + 1);

@@ -101,10 +101,11 @@ def test_no_more_is_resident_than_the_budget_allows(tmp_path: Path) -> None:
     assert facts is not None and facts["misses"] < facts["hits"] and facts["resident"] < facts["budget"]
 
     del unbounded
+    assert resident(path) == 0
     for experts in (1, 3, 8):
         for rows in (1, 7):
             bounded = session(mapped, experts * each)
-            release(mapped)
+            assert resident(path) == 0
             most = 0
             for at in range(0, len(ids), 10 * rows):
                 bounded.logits(ids[at : at + 10 * rows], rows)
@@ -112,11 +113,8 @@ def test_no_more_is_resident_than_the_budget_allows(tmp_path: Path) -> None:
             assert 0 < most <= experts * each, (experts, rows)
             found = bounded.executor.residency
             assert found is not None and found["resident"] <= found["budget"] == experts * each
-
-
-def release(program: Program) -> None:
-    """Lets go of pages that earlier executors have mapped: packing them does."""
-    _core.Executor(program.native, threads=1)
+            del bounded
+            assert resident(path) == 0  # though the file stays mapped
 
 
 def resident(path: Path) -> int:
