@@ -15,8 +15,9 @@
 namespace llama_ext {
 namespace {
 
-// A fault maps the pages around it too, as many as lie in the same 64 KiB.
-constexpr uintptr_t kAround = 64 << 10;
+// A fault maps more than its page: what the system's cache holds in one piece with it, which since Linux 6.18 can be all that one
+// table of pages spans, 2 MiB, or else what lies in the same 64 KiB.
+constexpr uintptr_t kAround = 2 << 20;
 
 struct Registry {
     std::mutex mutex;

@@ -13,7 +13,7 @@ from llama_ext import _core
 from llama_ext.config import LlamaConfig
 from llama_ext.program import Program
 
-PAGES_AROUND = 2 * 65536  # what csrc/program/file_map.cpp allows for a matrix's neighbours
+PAGES_AROUND = 2 << 21  # what csrc/program/file_map.cpp allows for a matrix's neighbours
 
 
 def mapped_program(path: Path, config: LlamaConfig, format: str, seed: int = 0) -> tuple[Program, Program]:
@@ -210,6 +210,16 @@ def test_packing_holds_no_second_copy_of_a_large_matrix(tmp_path: Path) -> None:
     assert executor.weight_bytes > size
     packed = executor.weight_bytes + (48 << 20)
     assert size < status("VmHWM") - before < packed
+
+
+def test_a_fault_brings_along_no_more_than_is_counted(tmp_path: Path) -> None:
+    """File systems that cache in large pieces would have 2 MiB mapped for one byte."""
+    path = tmp_path / "large"
+    path.write_bytes(b"\1" * (24 << 20))
+    view = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
+    touched = range(3 << 20, len(view), 4 << 20)
+    assert all(view[at] == 1 for at in touched)
+    assert 0 < resident(path) <= len(touched) * PAGES_AROUND, resident(path)
 
 
 def status(name: str) -> int:
