@@ -6,6 +6,11 @@
 
 namespace llama_ext::cpu {
 
+Residency::~Residency() {
+    for (const Unit* u : recent_)
+        for (const Resident& r : u->ranges) r.give_back();
+}
+
 void Residency::add(int layer, Part part, int expert, const std::byte* data, size_t bytes) {
     const size_t at = index(layer, part), e = static_cast<size_t>(expert);
     if (units_.size() <= at) units_.resize(at + 1);

@@ -19,6 +19,10 @@ public:
 
     // budget: bytes of file pages that may be resident
     explicit Residency(size_t budget) : budget_(budget) {}
+    // Gives back what is resident: the file's map may live on.
+    ~Residency();
+    Residency(const Residency&) = delete;
+    Residency& operator=(const Residency&) = delete;
 
     // While weights are bound: a matrix of an expert of a layer. Layers and experts count from 0 and may come in any order.
     void add(int layer, Part part, int expert, const std::byte* data, size_t bytes);
