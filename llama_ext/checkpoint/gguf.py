@@ -303,7 +303,7 @@ def mapped_bytes(path: Path, size: int) -> npt.NDArray[np.uint8]:
         CheckpointError: it cannot be opened, or is not of `size` bytes any more.
     """
     try:
-        data = np.frombuffer(memoryview(_core.FileMap(str(path))), np.uint8)
+        data = np.frombuffer(memoryview(_core.FileMap(os.fsencode(path))), np.uint8)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be opened ({error}): check the path.") from error
     if len(data) != size:
