@@ -176,6 +176,33 @@ def test_single_changes_come_before_combinations() -> None:
     assert any(p.startswith("resident_limit=") for p in plan.proposals(mixtral, plan.plan(mixtral), 32 * GB))
 
 
+def test_a_q8_0_cache_is_proposed_where_it_fits() -> None:
+    """Heads of 100 (OpenLLaMA 3B) are no whole blocks of 32, and `load` refuses them."""
+    config = replace(PRESETS["llama-1-7b"].config, hidden_size=3200, head_dim=100)
+    for memory in (GB, 2 * GB, 4 * GB, 8 * GB, 14 * GB):
+        for weights in ("bf16", "q4_0"):
+            wanted = plan.plan(config, weights=weights)
+            assert not any("kv_cache" in proposal for proposal in plan.proposals(config, wanted, memory))
+            other = PRESETS["llama-1-7b"].config
+            if memory == 4 * GB:
+                assert any("kv_cache" in p for p in plan.proposals(other, plan.plan(other, weights=weights), memory))
+
+
+def test_experts_that_have_to_be_written_first() -> None:
+    """Those of a Llama 4 in a folder are transposed there, and `load` refuses to leave them in it."""
+    for name, memory in (("llama-4-scout", 64 * GB), ("llama-4-maverick", 24 * GB), ("mixtral-8x7b", 8 * GB)):
+        config = PRESETS[name].config
+        exact = plan.weight_bytes(config, "bf16")
+        for tokens in (512, 8192):
+            with pytest.raises(OptionError, match="resident_limit=") as caught:
+                plan.check_fits(config, weights=exact, tokens=tokens, memory=memory, convert="llama-ext convert")
+            message = str(caught.value)
+            begin = message[: message.index("resident_limit=")]
+            assert re.search(r"'llama-ext convert( --weights \w+)?' and then [^']*$", begin.replace("='q8_0'", "")), (
+                message
+            )
+
+
 def test_weights_of_a_file() -> None:
     config = PRESETS["smollm2-135m"].config
     exact = plan.WeightBytes(96_580_000, 96_580_000, 0)
