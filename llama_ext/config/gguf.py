@@ -15,8 +15,8 @@ fraction is a string there, its exact decimal digits, because writers of GGUF na
 
 Llama 3's scaling lies in the tensor `rope_freqs.weight`, as factors that the rotation frequencies are divided by.
 A config read from a file with that tensor and without our own keys has `rope_scaling` None, so that nothing is scaled
-twice; whoever reads the weights applies the factors. Our own keys say the same without the factors' rounding to float32,
-and where they are there, the tensor is for other readers.
+twice; whoever reads the weights applies the factors. Our own keys say the same without the factors' rounding to
+float32, and where they are there, the tensor is for other readers.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_standard_keys_of_a_llama4() -> None:
 
 
 def test_scaling_counts_once() -> None:
-    """Where the factors alone lie in the file, the config has no scaling; our own keys say it exactly, factors or not."""
+    """Where there are factors alone, the config has no scaling; our own keys say it exactly, factors or not."""
     config = PRESETS["llama-3.1-8b"].config
     values = config.to_gguf()
     assert LlamaConfig.from_gguf(values, {"output.weight"}) == config
