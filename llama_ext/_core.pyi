@@ -15,7 +15,7 @@ class FileMap:
     """A file mapped into memory, read-only; `np.frombuffer(map, np.uint8)` is a view that keeps it alive."""
 
     def __init__(self, path: str | bytes) -> None:
-        """Raises: OSError; ValueError for an empty file."""
+        """A str is taken as UTF-8. Raises: OSError; ValueError for an empty file."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def give_back(values: npt.NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from llama_ext import _core, plan, program
 from llama_ext.checkpoint.open import open_source
-from llama_ext.checkpoint.quantized import quantized, weight_format
+from llama_ext.checkpoint.quantized import QuantizedSource, quantized, weight_format
 from llama_ext.checkpoint.source import Source
 from llama_ext.config import LlamaConfig
 from llama_ext.errors import CheckpointError, LlamaExtError, OptionError
@@ -85,10 +85,16 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.source.files())
 
     def weight_sizes(self) -> plan.WeightBytes:
-        """What the weights take, for the planner. Experts that could not stay in their file count as all the others."""
-        stay = all(w.in_file for w in self.experts)
-        experts = sum(w.nbytes for w in self.experts) if stay else 0
+        """What the weights take, for the planner."""
+        experts = sum(w.nbytes for w in self.experts)
         return plan.WeightBytes(self.weight_bytes, self.program.weight_bytes_per_token, experts)
+
+    def convert_command(self) -> str | None:
+        """What writes a file in which the experts can stay; None where they lie in theirs as they are decoded."""
+        if all(w.in_file for w in self.experts):
+            return None
+        form = f" --weights {self.source.format.lower()}" if isinstance(self.source, QuantizedSource) else ""
+        return f"llama-ext convert{form}"
 
     def formats(self) -> dict[str, tuple[int, int]]:
         """Weight format -> (parameters, bytes), the largest first."""
@@ -201,6 +207,7 @@ def make_executor(
                 kv_cache=native.caches[0].format,
                 tokens=min(native.max_context, checkpoint.max_context or _SHORT_CONTEXT),
                 memory=available_memory(),
+                convert=checkpoint.convert_command(),
             )
         return _core.Executor(native, threads=threads, progress=progress, resident_experts=budget)
     except LlamaExtError:  # the model does not fit, or weights could not be converted

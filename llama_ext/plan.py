@@ -175,11 +175,17 @@ def fitting_tokens(config: LlamaConfig, memory: int, kv_cache: str = "f16") -> i
     return low
 
 
-def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]:
+def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int, *, convert: str | None = None) -> list[str]:
     """What would fit into `memory` bytes where `wanted` does not: arguments of `load`, the least loss first.
 
     Each is one change; if none is enough, the first combination of a smaller format, a q8_0 cache, a shorter context
     and experts left in the file that is; [] if nothing fits.
+
+    Args:
+        config: the model.
+        wanted: what does not fit.
+        memory: bytes to fit into.
+        convert: the command that writes a file in which `wanted`'s experts can stay; None: they can where they are.
     """
     found = []
     if wanted.total <= memory:
@@ -193,7 +199,8 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
         if fits(weight, wanted.kv_cache, wanted.tokens):
             found.append(f"weights={name.lower()!r}")
             break
-    if wanted.kv_cache != "q8_0" and fits(wanted.weight, "q8_0", wanted.tokens):
+    caches = _smaller_caches(config, wanted.kv_cache)
+    if len(caches) > 1 and fits(wanted.weight, "q8_0", wanted.tokens):
         found.append("kv_cache='q8_0'")
     room = memory - wanted.weight.total - wanted.buffers
     tokens = _round_down(fitting_tokens(config, room, wanted.kv_cache)) if room > 0 else 0
@@ -202,11 +209,11 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
     # What is left beside all the rest holds some of the experts; those of one layer at the least.
     layer = wanted.weight.experts // max(1, sum(config.moe_layers))
     if layer and _room_for_experts(wanted, memory) >= layer:
-        found.append(f"resident_limit={memory // 10**6 * 10**6}")
+        found.append(_converted(convert) + f"resident_limit={memory // 10**6 * 10**6}")
     if found:
         return found
     formats = [("", wanted.weight), *smaller]
-    for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
+    for kv_cache in caches:
         for name, weight in formats:
             room = memory - weight.total - wanted.buffers
             tokens = _round_down(fitting_tokens(config, room, kv_cache)) if room > 0 else 0
@@ -216,10 +223,10 @@ def proposals(config: LlamaConfig, wanted: MemoryPlan, memory: int) -> list[str]
         name, weight = formats[-1]
         layer = weight.experts // sum(config.moe_layers)
         for tokens in (CONTEXTS[0], 2048, _LEAST_TOKENS):
-            for kv_cache in dict.fromkeys((wanted.kv_cache, "q8_0")):
+            for kv_cache in caches:
                 least = _plan(config, weight, "", kv_cache, min(tokens, wanted.tokens))
                 if _room_for_experts(least, memory) >= layer:
-                    return [_combined(wanted, name, kv_cache, least.tokens, memory)]
+                    return [_combined(wanted, name, kv_cache, least.tokens, memory, convert)]
     return []
 
 
@@ -228,14 +235,25 @@ def _room_for_experts(wanted: MemoryPlan, limit: int) -> int:
     return limit - _PROCESS - (wanted.total - wanted.weight.experts)
 
 
-def _combined(wanted: MemoryPlan, weights: str, kv_cache: str, tokens: int, limit: int | None = None) -> str:
+def _converted(command: str | None) -> str:
+    return "" if command is None else f"'{command}' and then "
+
+
+def _combined(
+    wanted: MemoryPlan,
+    weights: str,
+    kv_cache: str,
+    tokens: int,
+    limit: int | None = None,
+    convert: str | None = None,
+) -> str:
     # Experts stay in a file only as they are decoded: a smaller format has to be written first.
-    convert = f"'llama-ext convert --weights {weights.lower()}' and then " if weights and limit is not None else ""
+    first = f"llama-ext convert --weights {weights.lower()}" if weights else convert
     parts = [f"weights={weights.lower()!r}"] if weights and limit is None else []
     parts += [f"kv_cache={kv_cache!r}"] if kv_cache != wanted.kv_cache else []
     parts += [f"max_context={tokens}"] if tokens < wanted.tokens else []
     parts += [f"resident_limit={limit // 10**6 * 10**6}"] if limit is not None else []
-    return convert + " with ".join(parts)
+    return (_converted(first) if limit is not None else "") + " with ".join(parts)
 
 
 def check_fits(
@@ -246,6 +264,7 @@ def check_fits(
     tokens: int | None = None,
     resident_limit: int | None = None,
     memory: int | None = None,
+    convert: str | None = None,
 ) -> MemoryPlan:
     """Makes sure that a model fits into memory before any of it is read.
 
@@ -257,6 +276,7 @@ def check_fits(
         resident_limit: bytes that the whole process keeps resident; experts beyond that stay in their file. None: all
             weights are held.
         memory: bytes to fit into; None: `available_memory()`. Where that is not known, everything fits.
+        convert: as in `proposals`.
 
     Returns:
         What it takes.
@@ -283,7 +303,7 @@ def check_fits(
         f"weights, {size_text(sum(wanted.cache.values()))} for keys and values of {wanted.tokens:,} tokens, "
         f"{size_text(wanted.buffers)} of buffers), {size_text(memory)} are free"
     )
-    mends = proposals(config, wanted, memory)
+    mends = proposals(config, wanted, memory, convert=convert)
     if not mends:
         raise CheckpointError(f"{what}; use a smaller model.")
     raise OptionError(f"{what}; {' or '.join(mends)} would fit.")
@@ -336,6 +356,12 @@ def _smaller_formats(config: LlamaConfig, wanted: MemoryPlan) -> list[tuple[str,
     found = [(name, weight) for name, weight in sizes if weight.total < wanted.weight.total]
     # Of two formats of one size the one with scales for smaller blocks is the more exact.
     return sorted(found, key=lambda item: (-item[1].total, not item[0].endswith("_K")))
+
+
+def _smaller_caches(config: LlamaConfig, kv_cache: str) -> tuple[str, ...]:
+    """`kv_cache`, and q8_0 where it is another one and its blocks fit the heads."""
+    fits = config.head_dim % CACHE_FORMATS["q8_0"][0] == 0
+    return (kv_cache, "q8_0") if fits and kv_cache != "q8_0" else (kv_cache,)
 
 
 def _round_down(tokens: int) -> int:

@@ -251,7 +251,7 @@ def _check_room(path: Path, needed: int) -> None:
 def _file_in_place_of(path: Path) -> Iterator[Path]:
     """A new file beside `path`, which takes its name at the end, or is removed."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:16]}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise OptionError(f"{path}: cannot be written ({error.strerror}); give another path.") from error
     os.close(handle)

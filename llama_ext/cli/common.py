@@ -42,6 +42,8 @@ _OPTIONS = {"max_context": "--context"} | {
 _NAME = "|".join(_OPTIONS)
 _LEADING = re.compile(rf"^({_NAME})(?= must be | takes )")
 _ASSIGNED = re.compile(rf"(?<![\w/'\"-])({_NAME})=(?:'([^']*)'|([^\s:;,]+?))(?=[\s:;,]|\.?$)")
+# In the middle of a sentence, and not part of a path: "a shorter max_context", "leave resident_limit out".
+_BARE = re.compile(r"(?<![\w/'\".=-])(max_context|resident_limit|kv_cache|max_new_tokens)(?=[\s,;:]|\.?$)")
 _LOADED = re.compile(r"\bload with (a smaller |a larger )?max_context\b")
 
 
@@ -137,7 +139,8 @@ def in_words_of_the_command_line(message: str) -> str:
     """An error's message with the names of this program's options in the place of Python's arguments."""
     message = _LEADING.sub(lambda found: _OPTIONS[found[1]], message)
     message = _ASSIGNED.sub(lambda found: f"{_OPTIONS[found[1]]} {found[2] or found[3]}", message)
-    return _LOADED.sub(lambda found: f"use {found[1] or ''}--context", message)
+    message = _LOADED.sub(lambda found: f"use {found[1] or ''}--context", message)
+    return _BARE.sub(lambda found: _OPTIONS[found[1]], message)
 
 
 def generation_options(options: argparse.Namespace) -> GenerationOptions:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_ext.cli import common
-from llama_ext.errors import OptionError
+from llama_ext.errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from llama_ext.checkpoint.source import Source
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
         raise OptionError(f"--threads must be from 1 to 1024, not {options.threads}.")
     form = None if options.weights is None else weight_format(options.weights)
     output = Path(options.output)
-    if output.exists() and not options.force:  # said before a model is downloaded
+    if output.exists() and not output.is_dir() and not options.force:  # said before a model is downloaded
         raise OptionError(f"{output}: is there already; give another name, or --force to replace it.")
     source = open_source(options.model)
     if form is not None:
@@ -71,4 +71,10 @@ def _tokenizer(source: Source) -> dict[str, object] | None:
         return None
     from llama_ext.tokenizer import tokenizer_from_folder
 
-    return dict(tokenizer_from_folder(source.tokenizer).gguf_metadata())
+    tokenizer = tokenizer_from_folder(source.tokenizer)
+    if tokenizer.vocab_size != source.config.vocab_size:
+        raise CheckpointError(
+            f"{source.path}: the embedding has {source.config.vocab_size:,} rows, the tokenizer "
+            f"{tokenizer.vocab_size:,} tokens; take both from the same model."
+        )
+    return dict(tokenizer.gguf_metadata())

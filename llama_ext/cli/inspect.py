@@ -118,7 +118,13 @@ def summary(checkpoint: Checkpoint, weights: str | None = None) -> dict[str, Any
             "bytes": {str(n): program.cache_bytes(n) for n in lengths},
             "kinds": _cache_kinds(config, lengths, cache),
         },
-        "memory": _memory(config, exact if weights is None else weights, cache, native.max_context),
+        "memory": _memory(
+            config,
+            exact if weights is None else weights,
+            cache,
+            native.max_context,
+            checkpoint.convert_command() if weights is None else f"llama-ext convert --weights {weights.lower()}",
+        ),
         "tokenizer": {
             "kind": type(tokenizer).__name__.strip("_"),
             "vocab_size": tokenizer.vocab_size,
@@ -187,7 +193,9 @@ def _cache_kinds(config: LlamaConfig, lengths: list[int], kv_cache: str) -> dict
     }
 
 
-def _memory(config: LlamaConfig, weights: str | plan.WeightBytes, kv_cache: str, tokens: int) -> dict[str, Any]:
+def _memory(
+    config: LlamaConfig, weights: str | plan.WeightBytes, kv_cache: str, tokens: int, convert: str | None = None
+) -> dict[str, Any]:
     wanted = plan.check_fits(config, weights=weights, kv_cache=kv_cache, tokens=tokens, memory=2**80)
     free = available_memory()
     return {
@@ -202,7 +210,7 @@ def _memory(config: LlamaConfig, weights: str | plan.WeightBytes, kv_cache: str,
         },
         "available": free,
         "fits": free is None or wanted.total <= free,
-        "proposals": [] if free is None else plan.proposals(config, wanted, free),
+        "proposals": [] if free is None else plan.proposals(config, wanted, free, convert=convert),
     }
 
 

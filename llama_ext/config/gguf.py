@@ -14,8 +14,9 @@ Our own keys are called ``llama_ext.`` and a field of `LlamaConfig`, and count f
 fraction is a string there, its exact decimal digits, because writers of GGUF narrow numbers to float32.
 
 Llama 3's scaling lies in the tensor `rope_freqs.weight`, as factors that the rotation frequencies are divided by.
-A config read from a file with that tensor has `rope_scaling` None, so that nothing is scaled twice; whoever reads the
-weights applies the factors.
+A config read from a file with that tensor and without our own keys has `rope_scaling` None, so that nothing is scaled
+twice; whoever reads the weights applies the factors. Our own keys say the same without the factors' rounding to
+float32, and where they are there, the tensor is for other readers.
 """
 
 from __future__ import annotations
@@ -127,8 +128,6 @@ def from_gguf(metadata: Mapping[str, object], tensor_names: Set[str]) -> LlamaCo
         found["model_type"] = "mixtral" if experts else "llama"
     _check_experts(fields, architecture, experts)
     found |= _own(metadata, layers)
-    if _ROPE_FREQS in tensor_names:
-        found["rope_scaling"] = None
     return LlamaConfig(**found)
 
 

@@ -323,7 +323,8 @@ class LlamaConfig:
     def from_gguf(cls, metadata: Mapping[str, object], tensor_names: Set[str]) -> LlamaConfig:
         """From a GGUF file's metadata (keys ``llama.*`` or ``llama4.*``, and ``llama_ext.*``) and its tensors' names.
 
-        `rope_scaling` stays None where the file has the tensor `rope_freqs.weight`, which holds the same as factors.
+        `rope_scaling` stays None where the scaling lies in the tensor `rope_freqs.weight` alone, as factors; with it,
+        the tensor must not count as well.
 
         Raises:
             CheckpointError: another architecture, a missing or mistyped key, or a feature that is not served.

@@ -223,7 +223,8 @@ class JsonTokenizer(Tokenizer):
             # tokens.
             out["tokenizer.ggml.pre"] = pre or TOKENIZER_JSON
             out["tokenizer.ggml.merges"] = [f"{left} {right}" for left, right in merges]
-            if not exact or not self._is_plain(ids):
+            # A GGUF cannot say that there are no merges.
+            if not exact or not merges or not self._is_plain(ids):
                 out[TOKENIZER_JSON] = source
             return out
         # Merges as the scores that a SentencePiece reader orders by. It may order pairs of the same token otherwise,

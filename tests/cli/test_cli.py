@@ -128,6 +128,10 @@ def test_timings_go_to_stderr(capsys: Capture, tiny_file: str) -> None:
         (["-m", "TINY", "x", "--device", "tpu"], "--device tpu is unknown; use --device cpu."),
         (["-m", "TINY", "x", "--threads", "0"], "--threads must be an integer of at least 1, not 0"),
         (["-m", "TINY", "x", "--context", "9999"], "--context 9999 is out of range"),
+        (
+            ["-m", "TINY", "x", "--resident-limit", "1GB"],
+            "every token reads all of its weights; leave --resident-limit",
+        ),
         (["-m", "TINY", "x", "-n", "0"], "--max-new-tokens must be"),
         (["-m", "TINY", "x", "--logprobs", "2"], "--logprobs shows nothing without --json"),
         (["-m", "TINY", "-f", "/nowhere.txt"], "/nowhere.txt: No such file or directory."),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_cli import Capture, run, run_json
 from tiny_model import byte_tokens, write_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -76,7 +78,7 @@ def test_errors(capsys: Capture, folder: Path, tmp_path: Path) -> None:
     out.write_text("mine")
     for arguments, message in (
         (("-m", folder, "-o", out), "is there already; give another name, or --force"),
-        (("-m", folder, "-o", tmp_path), "is there already|is a folder"),
+        (("-m", folder, "-o", tmp_path), "is a folder; give the name of a file"),
         (("-m", folder, "-o", tmp_path / "b.gguf", "--weights", "q3"), "--weights q3 is unknown; use one of"),
         (("-m", folder, "-o", tmp_path / "b.gguf", "-t", 0), "--threads must be from 1 to 1024, not 0"),
         (("-m", tmp_path / "no", "-o", tmp_path / "b.gguf"), "cannot be opened"),
@@ -88,3 +90,38 @@ def test_errors(capsys: Capture, folder: Path, tmp_path: Path) -> None:
     assert out.read_text() == "mine" and list(tmp_path.iterdir()) == [out]
     run(capsys, "convert", "-m", write_tiny(tmp_path / "tiny.gguf"), "-o", out, "--force")
     assert GgufFile(out).metadata["tokenizer.ggml.pre"] == "gpt-2"
+
+
+def test_a_tokenizer_of_another_model(capsys: Capture, folder: Path, tmp_path: Path) -> None:
+    """Meta's params.json leaves the vocabulary's size open: what `load` would refuse is not written either."""
+    source = open_source(folder)
+    shapes = {"tok_embeddings.weight": "embed", "output.weight": "head", "norm.weight": "norm"}
+    names = {"attention_norm": "attention_norm", "ffn_norm": "ffn_norm"} | {f"attention.w{k}": k for k in "qkvo"}
+    names |= {"feed_forward.w1": "gate", "feed_forward.w2": "down", "feed_forward.w3": "up"}
+    shapes |= {f"layers.{i}.{name}.weight": f"layers.{i}.{ours}" for i in range(2) for name, ours in names.items()}
+    tensors = {}
+    for stored, name in shapes.items():
+        tensor = source.tensor(name)
+        values = tensor.read().view(np.float32)
+        tensors[stored] = values if tensor.rows == 1 else values.reshape(tensor.rows, tensor.cols)
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 32, "ffn_dim_multiplier": 0.5}
+    meta = tmp_path / "meta"
+    meta.mkdir()
+    (meta / "params.json").write_text(json.dumps(params | {"vocab_size": -1}))
+    (meta / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    save_file(tensors, meta / "consolidated.safetensors")
+    run(capsys, "convert", "-m", meta, "-o", tmp_path / "right.gguf")
+    tensors |= {name: np.pad(tensors[name], ((0, 5), (0, 0))) for name in ("tok_embeddings.weight", "output.weight")}
+    save_file(tensors, meta / "consolidated.safetensors")
+    said = run(capsys, "convert", "-m", meta, "-o", tmp_path / "wrong.gguf", status=2)
+    assert "the embedding has 264 rows, the tokenizer 259 tokens; take both from the same model." in said
+    assert not (tmp_path / "wrong.gguf").exists()
+
+
+def test_long_names(capsys: Capture, tmp_path: Path) -> None:
+    """240 bytes of a name leave little for that of the file that takes it at the end."""
+    source = write_tiny(tmp_path / "tiny.gguf")
+    for letter in ("a", "é", "😀"):
+        out = tmp_path / (letter * (240 // len(letter.encode())) + ".gguf")
+        run(capsys, "convert", "-m", source, "-o", out)
+        assert GgufFile(out).metadata["general.name"] == "tiny"

@@ -123,12 +123,14 @@ def test_standard_keys_of_a_llama4() -> None:
 
 
 def test_scaling_counts_once() -> None:
-    """Where the factors lie in the file, the config has no scaling, or it would be applied twice."""
+    """Where there are factors alone, the config has no scaling; our own keys say it exactly, factors or not."""
     config = PRESETS["llama-3.1-8b"].config
     values = config.to_gguf()
-    assert LlamaConfig.from_gguf(values, {"output.weight"}).rope_scaling == config.rope_scaling
-    read = LlamaConfig.from_gguf(values, {"output.weight", "rope_freqs.weight"})
-    assert read.rope_scaling is None and read == replace(config, rope_scaling=None)
+    assert LlamaConfig.from_gguf(values, {"output.weight"}) == config
+    assert LlamaConfig.from_gguf(values, {"output.weight", "rope_freqs.weight"}) == config
+    foreign = {key: value for key, value in values.items() if not key.startswith("llama_ext.rope_scaling.")}
+    read = LlamaConfig.from_gguf(foreign, {"output.weight", "rope_freqs.weight"})
+    assert read == replace(config, rope_scaling=None)
 
 
 # What llama.cpp's converter writes for Llama 4 and Mixtral, and nothing of ours.

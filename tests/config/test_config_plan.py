@@ -176,6 +176,31 @@ def test_single_changes_come_before_combinations() -> None:
     assert any(p.startswith("resident_limit=") for p in plan.proposals(mixtral, plan.plan(mixtral), 32 * GB))
 
 
+def test_a_q8_0_cache_is_proposed_where_it_fits() -> None:
+    """Heads of 100 (OpenLLaMA 3B) are no whole blocks of 32, and `load` refuses them."""
+    llama = PRESETS["llama-1-7b"].config
+    for config, fits in ((llama, True), (replace(llama, hidden_size=3200, head_dim=100), False)):
+        wanted = plan.plan(config)
+        for missing in (10**8, wanted.weight.total // 2):
+            found = plan.proposals(config, wanted, wanted.total - missing)
+            assert found and any("kv_cache" in proposal for proposal in found) == (fits and missing == 10**8)
+
+
+def test_experts_that_have_to_be_written_first() -> None:
+    """Those of a Llama 4 in a folder are transposed there, and `load` refuses to leave them in it."""
+    for name, memory in (("llama-4-scout", 64 * GB), ("llama-4-maverick", 24 * GB), ("mixtral-8x7b", 8 * GB)):
+        config = PRESETS[name].config
+        exact = plan.weight_bytes(config, "bf16")
+        for tokens in (512, 8192):
+            with pytest.raises(OptionError, match="resident_limit=") as caught:
+                plan.check_fits(config, weights=exact, tokens=tokens, memory=memory, convert="llama-ext convert")
+            message = str(caught.value)
+            begin = message[: message.index("resident_limit=")]
+            assert re.search(r"'llama-ext convert( --weights \w+)?' and then [^']*$", begin.replace("='q8_0'", "")), (
+                message
+            )
+
+
 def test_weights_of_a_file() -> None:
     config = PRESETS["smollm2-135m"].config
     exact = plan.WeightBytes(96_580_000, 96_580_000, 0)

@@ -214,7 +214,7 @@ def test_packing_holds_no_second_copy_of_a_large_matrix(tmp_path: Path) -> None:
 
 
 def test_a_fault_brings_along_no_neighbours(tmp_path: Path) -> None:
-    """File systems that cache in large pieces would have 2 MiB mapped for one byte: experts are mappings of their own."""
+    """Where files are cached in large pieces, 2 MiB are mapped for one byte: experts are mappings of their own."""
     config = models.mixtral_config(num_hidden_layers=1, num_local_experts=8, hidden_size=256, intermediate_size=512)
     path = tmp_path / "experts"
     _, mapped = mapped_program(path, config, "F32")
