@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llama_ext import _core
+from llama_ext.checkpoint.quantized import fitting_format
 from llama_ext.config import LlamaConfig
 from llama_ext.config.layout import Matrices, matrices
 from llama_ext.errors import CheckpointError, OptionError
@@ -343,11 +344,8 @@ def _weight_format(name: object) -> str:
 
 
 def _row_bytes(format: str, cols: int) -> int:
-    for name in (format, "Q8_0", "BF16"):
-        block, size, _ = _core.formats[name]
-        if cols % block == 0:
-            return cols // block * size
-    raise AssertionError("BF16 fits any row")
+    block, size, _ = _core.formats[fitting_format(format, cols)]
+    return cols // block * size
 
 
 def _smaller_formats(config: LlamaConfig, wanted: MemoryPlan) -> list[tuple[str, WeightBytes]]:
