@@ -97,8 +97,9 @@ def load(
         threads: None: the physical cores that the process may use.
         draft: None: drafting is not served yet.
         resident_limit: for a mixture of experts that is larger than memory: bytes, or a text such as "8GB", that the
-            process keeps resident at the most. Its experts stay in their .gguf file; those used last are in memory, the
-            others are read when a router chooses them. None: all weights are held in memory.
+            process keeps resident at the most, with the keys and values of one session. Its experts stay in their
+            file; those used last are in memory, the others are read when a router chooses them. None: all weights are
+            held in memory.
         progress: of loading, in bytes: True for a bar on a terminal, or a function of (done, total).
 
     Raises:

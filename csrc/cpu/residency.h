@@ -1,6 +1,7 @@
 // Experts that stay in their file: which of them may lie in memory. The most recently used do, as far as a budget reaches.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -54,8 +55,10 @@ private:
 
     static size_t index(int layer, Part part) { return 2 * static_cast<size_t>(layer) + static_cast<size_t>(part); }
 
-    size_t budget_, resident_ = 0;
-    int64_t hits_ = 0, misses_ = 0;
+    const size_t budget_;
+    // Read by other threads while a step writes them.
+    std::atomic<size_t> resident_ = 0;
+    std::atomic<int64_t> hits_ = 0, misses_ = 0;
     std::vector<std::vector<Unit>> units_;  // [layer and part][expert]; never resized once used
     std::list<Unit*> recent_;               // resident ones, the least recently used first
 };
