@@ -449,7 +449,21 @@ def test_what_open_source_says_of_folders_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["nosuch.gguf", "a/b/c", "./a/b", "../a", "/nosuch/model", "a/b.gguf", "~/model", "a b/c", "a/", "-a/b"]
+    "path",
+    [
+        "nosuch.gguf",
+        "a/b/c",
+        "./a/b",
+        "../a",
+        "/nosuch/model",
+        "a/b.gguf",
+        "a/b.safetensors",
+        "a/b.pth",
+        "~/model",
+        "a b/c",
+        "a/",
+        "-a/b",
+    ],
 )
 def test_paths_never_touch_the_network(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
