@@ -228,8 +228,8 @@ class LlamaConfig:
             )
         if (total := experts * sum(self.moe_layers)) > _MOST_EXPERTS:
             raise CheckpointError(
-                f"the config's {sum(self.moe_layers):,} layers of {experts:,} experts (num_local_experts) have {total:,} "
-                f"of them, more than the {_MOST_EXPERTS:,} that can be served; convert the model again."
+                f"the config's {sum(self.moe_layers):,} layers of {experts:,} experts (num_local_experts) have "
+                f"{total:,} of them, more than the {_MOST_EXPERTS:,} that can be served; convert the model again."
             )
         if not experts:
             for name in ("num_experts_per_tok", "shared_expert"):
