@@ -77,8 +77,8 @@ class HfSource(Source):
         self.tokenizer: Path = self.path
         if config is None:
             values = read_json(self.path / "config.json")
-            if "quantization_config" in values:
-                method = values["quantization_config"]
+            method = values.get("quantization_config")
+            if method is not None:
                 method = method.get("quant_method") if isinstance(method, dict) else None
                 raise CheckpointError(
                     f"{self.path}: its weights are quantized by {method or 'a tool of its own'!s:.40} "

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -317,6 +316,8 @@ def _open_pth(path: Path) -> dict[str, _Stored]:
             f"{path}: torch reads Meta's .pth files and is not installed: run 'pip install torch', or use the same "
             "model as safetensors or GGUF."
         ) from error
+    import zipfile  # late, as torch: other checkpoints do without
+
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"{path}: is no archive of torch (the format before torch 1.6 is not read): download it again."

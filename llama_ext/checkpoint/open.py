@@ -100,7 +100,12 @@ def resolve(path: object) -> Path:
         mode = found.stat().st_mode
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if missing and isinstance(path, str) and _HUB_NAME.fullmatch(text) and not text.endswith((".gguf", ".json")):
+        if (
+            missing
+            and isinstance(path, str)
+            and _HUB_NAME.fullmatch(text)
+            and not text.endswith((".gguf", *_NO_MODELS))
+        ):
             return _download(text)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"{found}: cannot be opened ({reason}); check the path.") from error

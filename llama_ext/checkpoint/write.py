@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_ext import _core
 from llama_ext.checkpoint.names import GgufName, GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import QuantizedSource
 from llama_ext.checkpoint.source import Bytes, Source, to_float32
@@ -119,6 +120,7 @@ def write_gguf(
                 for piece in entry.pieces():
                     file.write(piece.data)
                     written += len(piece)
+                    _core.give_back(piece)  # of a mapped file; others it leaves alone
                     if progress is not None:
                         progress(done + written, total)
                 if written != entry.nbytes:

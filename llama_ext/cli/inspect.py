@@ -67,9 +67,16 @@ def run(options: argparse.Namespace) -> None:
         common.write(_text(facts) + "\n")
 
 
+_PUBLISHERS = ("meta-llama", "mistralai", "huggingfacetb", "tinyllama")
+"""Whose models the presets are, as the hub names them."""
+
+
 def _preset(model: str) -> Preset | None:
     """The preset of that name; None where it names a file, or what `load` says more of."""
     if model == "smollm2" or Path(model).suffix == ".gguf" or Path(model).exists():
+        return None
+    # "./models/llama-3-8b" that is not there, or somebody else's "llama-3-8b", is not the released one.
+    if "/" in model and model.rpartition("/")[0].lower() not in _PUBLISHERS:
         return None
     try:
         return find_preset(model)

@@ -40,6 +40,9 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     "attn_scale": (0, 1e6),
 }
 
+_MOST_EXPERTS = 2**18
+"""Of all layers together. Each has three matrices with a name; released models have up to 3,072 experts."""
+
 _FLAGS = ("tie_word_embeddings", "use_qk_norm", "attn_temperature_tuning", "shared_expert")
 
 _SCALING_INTEGERS: Mapping[str, tuple[int, int]] = {"original_max_position_embeddings": (1, 2**32)}
@@ -222,6 +225,11 @@ class LlamaConfig:
             raise CheckpointError(
                 f"the config's num_experts_per_tok must be from 1 to its {experts:,} experts, is {chosen:,}; "
                 "convert the model again."
+            )
+        if (total := experts * sum(self.moe_layers)) > _MOST_EXPERTS:
+            raise CheckpointError(
+                f"the config's {sum(self.moe_layers):,} layers of {experts:,} experts (num_local_experts) have "
+                f"{total:,} of them, more than the {_MOST_EXPERTS:,} that can be served; convert the model again."
             )
         if not experts:
             for name in ("num_experts_per_tok", "shared_expert"):

@@ -245,6 +245,14 @@ def test_quantized_folders(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
     with pytest.raises(CheckpointError, match=r"quantized by gptq.*use the original"):
         HfSource(tmp_path)
+    for said in ("{}", '"fp8"'):
+        (tmp_path / "config.json").write_text(f'{{"quantization_config": {said}}}')
+        with pytest.raises(CheckpointError, match=r"quantized by a tool of its own.*use the original"):
+            HfSource(tmp_path)
+    # null is as good as absent: the error is the next one.
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": null}')
+    with pytest.raises(CheckpointError, match=r"'hidden_size' in config\.json is missing"):
+        HfSource(tmp_path)
 
 
 def test_json_files(tmp_path: Path) -> None:
@@ -449,7 +457,21 @@ def test_what_open_source_says_of_folders_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["nosuch.gguf", "a/b/c", "./a/b", "../a", "/nosuch/model", "a/b.gguf", "~/model", "a b/c", "a/", "-a/b"]
+    "path",
+    [
+        "nosuch.gguf",
+        "a/b/c",
+        "./a/b",
+        "../a",
+        "/nosuch/model",
+        "a/b.gguf",
+        "a/b.safetensors",
+        "a/b.pth",
+        "~/model",
+        "a b/c",
+        "a/",
+        "-a/b",
+    ],
 )
 def test_paths_never_touch_the_network(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub

@@ -26,6 +26,7 @@ from llama_ext.checkpoint.hf import HfSource
 from llama_ext.checkpoint.names import GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import fitting_format, quantized, weight_format
 from llama_ext.checkpoint.source import Source, Tensor
+from llama_ext.config import LlamaConfig
 from llama_ext.config.layout import is_router, is_vector, layout
 from llama_ext.errors import CheckpointError, OptionError
 
@@ -273,6 +274,45 @@ def test_one_tensor_in_memory(saved: Callable[..., Any], tmp_path: Path) -> None
     write.write_gguf(counting, tmp_path / "a.gguf", tokenizer=VOCABULARY, progress=lambda *a: seen.append(a))
     assert counting.most <= 2 and not counting.alive  # a piece that is written, while the next is made
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+
+
+def test_pages_that_were_written_are_given_back(tmp_path: Path) -> None:
+    """Of a map that is copied as it is, no more stays resident than what is being written."""
+    count, rows = 24, 1024
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    config = _big_config(count, rows)
+    for key, value in config.to_gguf().items():
+        write._add(writer, key, value) if key != "general.architecture" else None
+    for name in gguf_names(config):
+        writer.add_tensor(name.name, np.ones(name.shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = GgufWeights(GgufFile(tmp_path / "a.gguf"))
+    whole = (tmp_path / "a.gguf").stat().st_size
+    before, seen = _resident_file_bytes(), []
+    write.write_gguf(source, tmp_path / "b.gguf", progress=lambda *_: seen.append(_resident_file_bytes()))
+    assert whole > 100 << 20 and max(seen) - before < whole / 4
+    assert (tmp_path / "b.gguf").stat().st_size >= whole - 4096
+
+
+def _big_config(layers: int, hidden: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=256,
+        vocab_size=64,
+        max_position_embeddings=64,
+    )
+
+
+def _resident_file_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) << 10
 
 
 def test_files_that_are_there_and_disks_without_room(

@@ -175,6 +175,12 @@ def test_files_of_llama_cpp() -> None:
     tensors = {"output.weight", "rope_freqs.weight"}
     scout = PRESETS["llama-4-scout"].config
     assert LlamaConfig.from_gguf(FOREIGN_LLAMA4, tensors) == replace(scout, name="Llama 4", rope_scaling=None)
+    # The same numbers once more, as docs/models.md has them: a preset shares its defaults with what is read.
+    read = LlamaConfig.from_gguf(FOREIGN_LLAMA4, tensors)
+    assert (read.attention_chunk_size, read.floor_scale, read.attn_scale) == (8192, 8192, 0.1)
+    assert read.attn_temperature_tuning and read.use_qk_norm
+    assert read.rope_layers == (True, True, True, False) * 12
+    assert read.layer_kinds == ("chunked", "chunked", "chunked", "global") * 12
     maverick = PRESETS["llama-4-maverick"].config
     changes = {"llama4.expert_count": 128, "llama4.interleave_moe_layer_step": 2, "llama4.context_length": 1_048_576}
     assert LlamaConfig.from_gguf(FOREIGN_LLAMA4 | changes, tensors) == replace(maverick, name="Llama 4")

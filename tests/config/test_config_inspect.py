@@ -93,6 +93,8 @@ def test_behemoth_is_marked(capsys: Capture) -> None:
         (["-m", "llama-3-8b", "--program"], "--program lists what a file holds"),
         (["-m", "missing.gguf"], "missing.gguf: cannot be opened"),
         (["-m", "a/folder/missing"], "a/folder/missing: cannot be opened"),
+        (["-m", "./models/llama-3-8b"], "models/llama-3-8b: cannot be opened"),
+        (["-m", "a/meta-llama/llama-3-8b"], "a/meta-llama/llama-3-8b: cannot be opened"),
     ],
 )
 def test_errors(capsys: Capture, arguments: list[str], said: str) -> None:
@@ -106,6 +108,17 @@ def test_a_file_counts_before_a_name(capsys: Capture, tmp_path: Path, monkeypatc
     (tmp_path / "llama-3-8b").write_bytes(b"not a model")
     monkeypatch.chdir(tmp_path)
     assert "llama-3-8b: " in run(capsys, "-m", "llama-3-8b", status=2)
+
+
+def test_somebody_elses_model_of_that_name(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(name: str, **_: object) -> None:
+        raise OSError(f"asked for {name}")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert "asked for someone/llama-3-8b" in run(capsys, "-m", "someone/llama-3-8b", status=2)
+    assert run_json(capsys, "-m", "meta-llama/Meta-Llama-3-8B-Instruct")["preset"] == "llama-3-8b"
 
 
 def test_a_file_shows_the_same(capsys: Capture) -> None:

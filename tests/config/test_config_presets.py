@@ -180,6 +180,10 @@ def test_unknown_names(typed: str, said: str) -> None:
         ({"moe_layers": (1, 0, 0)}, "moe_layers must be a list of true and false"),
         ({"layer_kinds": ("global", 1, "global")}, "layer_kinds must be a list of names"),
         ({"num_local_experts": 65_537, "num_experts_per_tok": 1}, "num_local_experts must be"),
+        (
+            {"num_local_experts": 65_536, "num_experts_per_tok": 1, "num_hidden_layers": 10_000},
+            r"10,000 layers of 65,536 experts .* more than the 262,144",
+        ),
         ({"intermediate_size_mlp": -1}, "intermediate_size_mlp must be"),
         ({"hidden_size": True}, "hidden_size must be an integer"),
         ({"hidden_size": 32.0}, "hidden_size must be an integer"),

