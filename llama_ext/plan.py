@@ -138,15 +138,19 @@ def cache_bytes(config: LlamaConfig, tokens: int, kv_cache: str = "f16") -> dict
 
 
 def buffer_bytes(config: LlamaConfig) -> int:
-    """About what a step works in: float32 rows of `MAX_ROWS` tokens, one row of logits, and what sampling sorts."""
+    """About what a step works in: `MAX_ROWS` rows, as floats and as inputs of products (integers of 15 bits and their
+    scales beside the float32), one row of logits, and what sampling sorts."""
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    inner = config.dense_intermediate_size
+    inner, gathered = config.dense_intermediate_size, 0
     if config.num_local_experts:
-        experts = config.num_experts_per_tok + config.shared_expert
-        inner = max(inner, experts * config.intermediate_size)
-    widest = max(config.hidden_size, queries, inner)
-    row = config.hidden_size + 2 * queries + 2 * keys + inner + widest + 2 * config.head_dim
-    return 4 * MAX_ROWS * row + 16 * config.vocab_size
+        passes = config.num_experts_per_tok + config.shared_expert
+        inner = max(inner, passes * config.intermediate_size)
+        gathered = passes * config.hidden_size  # a row for each of its experts
+    floats = config.hidden_size + 2 * queries + 2 * keys + inner + 2 * config.head_dim
+    if gathered:
+        floats += config.hidden_size + 2 * gathered
+    widest = max(config.hidden_size, queries, inner, gathered)
+    return MAX_ROWS * (4 * floats + 51 * widest // 8) + 16 * config.vocab_size
 
 
 def plan(config: LlamaConfig, *, weights: str = "bf16", kv_cache: str = "f16", tokens: int | None = None) -> MemoryPlan:

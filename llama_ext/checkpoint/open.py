@@ -44,7 +44,10 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     found = resolve(path)
     try:
         source = _open(found)
-        _ = source.config  # a GGUF's is read when it is first asked for
+        config = source.config  # a GGUF's is read when it is first asked for
+        if found.is_dir() and not config.name:
+            # A copy of a hub's model lies in a folder that is named by a hash.
+            source.config = replace(config, name=found.name if found == Path(os.fspath(path)) else str(path))
         return source
     except CheckpointError as error:
         if str(found) in str(error):

@@ -416,7 +416,7 @@ def test_meta_without_torch(tmp_path: Path, shards: tuple[LlamaConfig, list[Tens
         f"try: _open_pth(Path({str(folder / 'consolidated.00.pth')!r}))\n"
         "except CheckpointError as error: print(error)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install torch" in out and "consolidated.00.pth" in out
 
 
@@ -426,7 +426,7 @@ def test_reading_safetensors_and_gguf_imports_no_torch(folder: tuple[Path, Llama
         f"[s.SafetensorsFile(p) for p in pathlib.Path({str(folder[0])!r}).glob('*.safetensors')]\n"
         "print('torch' in sys.modules, 'gguf' in sys.modules, 'huggingface_hub' in sys.modules)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False"] * 3
 
 
@@ -491,6 +491,16 @@ def test_a_local_folder_goes_before_the_hub(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve("org/name") == Path("org/name")
+
+
+def test_a_model_of_the_hub_has_the_name_it_was_asked_for_by(
+    folder: tuple[Path, LlamaConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder[0]))
+    assert open_source("org/name-1.0").config.name == "org/name-1.0"
+    assert open_source(folder[0]).config.name == folder[0].name
 
 
 def test_models_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
