@@ -170,6 +170,8 @@ def preset_summary(
         "config": _config(config),
         "parameters": total,
         "active_parameters": active,
+        "vision_parameters": preset.vision_parameters,
+        "total_parameters": total + preset.vision_parameters,
         "weights": {
             name: {"bytes": size.total, "bytes_per_token": size.per_token, "bits_per_weight": 8 * size.total / total}
             for name, size in by_format.items()
@@ -253,6 +255,8 @@ def _text(facts: dict[str, Any]) -> str:
     if "preset" in facts:
         note = f" ({facts['note']})" if facts["note"] else ""
         published = [f"{facts['published'][key] / 1e9:g} B" for key in ("parameters", "active_parameters")]
+        if vision := facts["vision_parameters"]:
+            count = f"{total + vision:,}: {total:,} of text, {active:,} of them active, and {vision:,} of vision"
         rows = [
             ("model", f"{facts['preset']}, {facts['generation']}{note}"),
             ("parameters", f"{count} (published: {', '.join(dict.fromkeys(published))})"),

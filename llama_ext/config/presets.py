@@ -1,8 +1,8 @@
 """Every released model of the family, by the name that people type.
 
 The table holds what the models' own `config.json` files say. "total" and "active" are the published numbers of
-parameters (thousands of millions), for people and for tests; those of Llama 4 include a vision tower, which is not
-counted here.
+parameters (thousands of millions), for people and for tests; those of Llama 4 include a vision tower, which the config
+does not describe.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ _NO_RELEASE = (
     "announced and never released: there are no weights; 16 experts, 288B active of nearly 2T are announced, all other "
     "sizes here are assumed so that they make these numbers"
 )
+# 34 layers of 1,408, patches of 14 in pictures of 336, and the projector: `vision_config` of Scout and Maverick.
+_VISION = 871_932_416
 _SCOUT = {
+    "vision_parameters": _VISION,
     "max_position_embeddings": 10_485_760,
     "rope_scaling": RopeScaling(16.0, 1.0, 1.0, 8192),
     "use_qk_norm": True,
@@ -74,6 +77,7 @@ _SCOUT = {
     "intermediate_size_mlp": 16_384,
 }
 _MAVERICK = {
+    "vision_parameters": _VISION,
     "max_position_embeddings": 1_048_576,
     "num_local_experts": 128,
     "interleave_moe_layer_step": 2,
@@ -130,6 +134,7 @@ class Preset:
         published_total, published_active: parameters as its makers give them, in thousands of millions.
         released: whether there are weights.
         note: what to know of it, or "".
+        vision_parameters: of the vision tower and its projector, which `config`, the text model, leaves out.
     """
 
     name: str
@@ -139,6 +144,7 @@ class Preset:
     published_active: float
     released: bool = True
     note: str = ""
+    vision_parameters: int = 0
 
 
 def _preset(
@@ -155,7 +161,7 @@ def _preset(
 ) -> Preset:
     fields = {"head_dim": hidden // heads} | dict(_GENERATIONS[generation]) | dict(more)
     interval, step = fields.pop("no_rope_layer_interval", 0), fields.pop("interleave_moe_layer_step", 1)
-    note = fields.pop("note", "")
+    note, vision = fields.pop("note", ""), fields.pop("vision_parameters", 0)
     if interval:
         rotates = tuple((layer + 1) % interval != 0 for layer in range(layers))
         fields["rope_layers"] = rotates
@@ -171,9 +177,9 @@ def _preset(
         num_key_value_heads=kv_heads,
         **fields,
     )
-    if generation == "Llama 4" and not note:
-        note = "the text model; the published total counts the vision tower too"
-    return Preset(name, generation, config, total, active, note != _NO_RELEASE, note)
+    if vision:
+        note = "its text model is served; the published total counts the vision tower too"
+    return Preset(name, generation, config, total, active, note != _NO_RELEASE, note, vision)
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({row[0]: _preset(*row) for row in _TABLE})

@@ -44,7 +44,8 @@ def test_every_preset(capsys: Capture, name: str) -> None:
 def test_scout(capsys: Capture) -> None:
     text = run(capsys, "-m", "llama-4-scout", "--weights", "q4_0", "--kv-cache", "q8_0")
     for words in (
-        "107,769,861,120, 17,172,894,720 of them active (published: 109 B, 17 B)",
+        "108,641,793,536: 107,769,861,120 of text, 17,172,894,720 of them active, and 871,932,416 of vision "
+        "(published: 109 B, 17 B)",
         "36 chunked 8,192, 12 global",
         "16 in 48 layers, 1 a token and a shared one, by sigmoid",
         "qk-norm, temperature",
