@@ -60,6 +60,8 @@ def test_a_plan_reads(card_of: Callable[[str], Remote]) -> None:
         ),
         ("attention_append", {"head_dim": 12}, "attention_append: head_dim is 12, must be a multiple of 8"),
         ("attention", {"head_dim": 264}, "attention: head_dim is 264, must be 8 to 256"),
+        ("attention", {"format": "q8_0"}, "attention: the cache's format is q8_0, must be f32, f16 or bf16"),
+        ("attention_append", {"format": "q8_0"}, "attention_append: the cache's format is q8_0, must be f32"),
         ("attention", {"heads": 7}, "attention: heads is 7, must be a multiple of kv_heads, 2"),
         ("attention", {"heads": 34}, "attention: heads is 34, must be 2 to 32"),
         ("attention", {"splits": 0}, "attention: splits is 0, must be 1 to 1024"),
