@@ -94,7 +94,6 @@ void bind_executor(py::module_& m) {
         .def_property_readonly("simd", &Executor::simd)
         .def_property_readonly("threads", &Executor::threads)
         .def_property_readonly("weight_bytes", &Executor::weight_bytes)
-        .def_property_readonly("buffer_bytes", &Executor::buffer_bytes)
         .def_property_readonly("residency", &residency)
         .def("run", &run, py::arg("cache"), py::arg("ids").noconvert(), py::arg("logit_rows") = 0)
         .def("run_and_draw", &run_and_draw, py::arg("cache"), py::arg("ids").noconvert(), py::arg("params"),

@@ -109,7 +109,6 @@ public:
     const char* simd() const { return kernels_.name; }
     int threads() const { return team_.size(); }
     size_t weight_bytes() const { return weights_.bytes(); }
-    size_t buffer_bytes() const { return buffers_.bytes(); }
     const Residency* residency() const { return step_.residency; }
 
     // Appends `rows` ids at the cache's position and advances it. logits [logit_rows][vocab] of the last logit_rows rows.

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from llama_ext.config.llama_config import LlamaConfig
 
-__all__ = ["Matrices", "has_experts", "is_router", "is_vector", "layout", "matrices"]
+__all__ = ["Matrices", "is_router", "is_vector", "layout", "matrices"]
 
 _NORMS = {"norm", "attention_norm", "ffn_norm"}
 _NUMBERS = re.compile(r"^layers\.\d+\.|(?<=experts\.)\d+\.")
@@ -39,11 +39,6 @@ def is_vector(name: str) -> bool:
 def is_router(name: str) -> bool:
     """Whether the tensor of that name chooses experts."""
     return name.endswith(".router")
-
-
-def has_experts(config: LlamaConfig, layer: int) -> bool:
-    """Whether a layer's feed-forward is a mixture of experts."""
-    return config.moe_layers[layer] if config.moe_layers else config.num_local_experts > 0
 
 
 def layout(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -64,7 +59,7 @@ def layout(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         shapes[prefix + "k"] = shapes[prefix + "v"] = (keys, hidden)
         shapes[prefix + "o"] = (hidden, queries)
         shapes[prefix + "ffn_norm"] = (hidden,)
-        if has_experts(config, layer):
+        if config.moe_layers[layer]:
             shapes[prefix + "router"] = (config.num_local_experts, hidden)
             for expert in range(config.num_local_experts):
                 feed_forward(f"{prefix}experts.{expert}.", config.intermediate_size)

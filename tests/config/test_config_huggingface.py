@@ -8,6 +8,7 @@ from typing import Any
 
 import config_files as files
 import pytest
+import tolerances
 import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -198,7 +199,7 @@ def test_llama3_frequencies_are_transformers(
     }
     ours = LlamaConfig.from_hf(values)
     table = torch.tensor(ours.inverse_frequencies(), dtype=torch.float64)
-    assert torch.allclose(table, expected, rtol=2e-6, atol=0)  # theirs is float32: 2e-7 of theta's power, and a blend
+    assert torch.allclose(table, expected, rtol=tolerances.ROTATION_TABLE, atol=0)
     plain = LlamaConfig.from_hf(values | {"rope_parameters": {"rope_theta": theta}}).inverse_frequencies()
     assert any(abs(a / b - 1) > 0.4 for a, b in zip(plain, ours.inverse_frequencies(), strict=True))
 

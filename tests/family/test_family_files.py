@@ -82,11 +82,8 @@ def as_gguf(source: Source, path: Path) -> GgufWeights:
 
 
 def check_gguf(found: Floats, expected: Floats, source: Source) -> None:
-    """The numbers of a GGUF are those of its source, but for Llama 3's scaling, which it holds as float32 factors."""
-    if source.config.rope_scaling is None:
-        assert np.array_equal(found, expected)
-    else:
-        assert deviation(found, expected) < tolerances.EXECUTOR_FLOAT
+    """The numbers of a GGUF are those of its source: Llama 3's scaling too, which our own keys hold exactly."""
+    assert np.array_equal(found, expected), source.config.rope_scaling
 
 
 @pytest.mark.parametrize("shards", [1, 2])
