@@ -126,7 +126,8 @@ CacheFormat cache_format(const std::string& name) {
     if (name == "f16") return CacheFormat::f16;
     if (name == "bf16") return CacheFormat::bf16;
     if (name == "q8_0") return CacheFormat::q8_0;
-    throw std::invalid_argument("unknown cache format '" + name + "'; known: f32, f16, bf16, q8_0");
+    if (name == "fp8") return CacheFormat::fp8;
+    throw std::invalid_argument("unknown cache format '" + name + "'; known: f32, f16, bf16, q8_0, fp8");
 }
 
 const char* cache_format_name(CacheFormat format) {
@@ -137,6 +138,8 @@ const char* cache_format_name(CacheFormat format) {
             return "bf16";
         case CacheFormat::q8_0:
             return "q8_0";
+        case CacheFormat::fp8:
+            return "fp8";
         case CacheFormat::f16:
             break;
     }

@@ -1,7 +1,7 @@
 #include "cuda/attention.h"
 
 #include "cuda/check.h"
-#include "cuda/kernels/geometry.h"
+#include "cuda/kernels/attention.h"
 
 namespace llama_ext::cuda {
 namespace {
@@ -19,6 +19,8 @@ const char* format_name(CacheFormat format) {
             return "f16";
         case CacheFormat::q8_0:
             return "q8_0";
+        case CacheFormat::fp8:
+            return "fp8";
         case CacheFormat::bf16:
             break;
     }
@@ -28,7 +30,8 @@ const char* format_name(CacheFormat format) {
 void check(const char* operation, const CacheView& cache, Address position) {
     require_range(operation, "kv_heads", cache.kv_heads, 1, UINT16_MAX);
     require_range(operation, "head_dim", cache.head_dim, 8, kMaxHeadDim);
-    require(cache.format != CacheFormat::q8_0, operation, "the cache's format", format_name(cache.format), "f32, f16 or bf16");
+    require(cache.format != CacheFormat::q8_0 && cache.format != CacheFormat::fp8, operation, "the cache's format",
+            format_name(cache.format), "f32, f16 or bf16");
     require(cache.head_dim % 8 == 0, operation, "head_dim", std::to_string(cache.head_dim), "a multiple of 8");
     require_range(operation, "capacity", cache.capacity, 1, INT32_MAX);
     require_address(operation, "keys", cache.keys, 16);

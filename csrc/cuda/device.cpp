@@ -58,12 +58,22 @@ Memory::~Memory() {
     release(*device_, [this] { driver().cuMemFree.function(address_); });
 }
 
-Module::Module(DevicePtr device) : Module(std::move(device), fatbin()) {}
-
 Module::Module(DevicePtr device, const void* image) : device_(std::move(device)) {
+    if (image) own_ = load(image);
+}
+
+Module::~Module() {
+    release(*device_, [this] {
+        if (own_) driver().cuModuleUnload.function(own_);
+        for (const auto& [name, module] : built_in_) driver().cuModuleUnload.function(module);
+    });
+}
+
+CUmodule Module::load(const void* image) const {
     const Current current(*device_);
+    CUmodule module = nullptr;
     try {
-        driver().cuModuleLoadData("the kernels", &handle_, image);
+        driver().cuModuleLoadData("the kernels", &module, image);
     } catch (const DriverError& error) {
         if (error.code != CUDA_ERROR_NO_BINARY_FOR_GPU) throw;
         throw DriverError(error.code, "the kernels hold no code for " + device_->name() + ", compute capability " +
@@ -71,19 +81,33 @@ Module::Module(DevicePtr device, const void* image) : device_(std::move(device))
                                           std::to_string(device_->compute_minor()) +
                                           ": build llama_ext with it in LLAMA_EXT_CUDA_ARCHITECTURES");
     }
+    return module;
 }
 
-Module::~Module() {
-    release(*device_, [this] { driver().cuModuleUnload.function(handle_); });
+CUfunction Module::find(const std::string& kernel) const {
+    const Current current(*device_);
+    CUfunction handle = nullptr;
+    if (own_) {
+        const CUresult code = driver().cuModuleGetFunction.function(&handle, own_, kernel.c_str());
+        if (code == CUDA_SUCCESS) return handle;
+        if (code != CUDA_ERROR_NOT_FOUND) raise_driver_error(code, "cuModuleGetFunction", kernel.c_str());
+    }
+    const Fatbin* file = nullptr;  // of the longest name
+    for (const Fatbin& candidate : fatbins())
+        if (kernel.starts_with(candidate.name) && (!file || candidate.name.size() > file->name.size())) file = &candidate;
+    if (!file) throw std::invalid_argument("no file of kernels has one named " + kernel);
+    auto found = built_in_.find(file->name);
+    if (found == built_in_.end()) found = built_in_.emplace(file->name, load(file->image)).first;
+    driver().cuModuleGetFunction(kernel, &handle, found->second, kernel.c_str());
+    return handle;
 }
 
 CUfunction Module::function(const std::string& kernel, unsigned shared_bytes) const {
     const std::lock_guard lock(mutex_);
     auto found = functions_.find(kernel);
     if (found == functions_.end()) {
+        const CUfunction handle = find(kernel);
         const Current current(*device_);
-        CUfunction handle = nullptr;
-        driver().cuModuleGetFunction(kernel, &handle, handle_, kernel.c_str());
         driver().cuFuncLoad(kernel, handle);
         found = functions_.emplace(kernel, Function{handle, kSharedWithoutAsking}).first;
     }

@@ -8,8 +8,10 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 
 #include "cuda/driver.h"
+#include "cuda/plan.h"
 
 namespace llama_ext::cuda {
 
@@ -30,6 +32,7 @@ public:
     int shared_bytes() const { return shared_bytes_; }            // the most that a block can opt in to
     int shared_bytes_each() const { return shared_bytes_each_; }  // of a multiprocessor
     size_t memory_bytes() const { return memory_bytes_; }
+    Card card() const { return {multiprocessors_, shared_bytes_, shared_bytes_each_}; }
 
 private:
     CUdevice handle_ = 0;
@@ -76,11 +79,11 @@ private:
     size_t bytes_;
 };
 
-// Kernels by name, from the image built into this library or from another: a fatbin, a cubin, or PTX that ends in a zero.
+// Kernels by name: those built into this library, each file's loaded when one of its kernels is first asked for.
 class Module {
 public:
-    explicit Module(DevicePtr device);
-    Module(DevicePtr device, const void* image);
+    // image: a fatbin, a cubin, or PTX that ends in a zero, whose kernels take the place of ours of the same name; or null.
+    explicit Module(DevicePtr device, const void* image = nullptr);
     ~Module();
     Module(const Module&) = delete;
     Module& operator=(const Module&) = delete;
@@ -96,9 +99,13 @@ private:
         unsigned shared_bytes;  // the most asked for so far
     };
 
+    CUmodule load(const void* image) const;
+    CUfunction find(const std::string& kernel) const;
+
     DevicePtr device_;
-    CUmodule handle_ = nullptr;
+    CUmodule own_ = nullptr;  // of the image that was given
     mutable std::mutex mutex_;
+    mutable std::map<std::string_view, CUmodule> built_in_;  // by the file's name
     mutable std::map<std::string, Function> functions_;
 };
 

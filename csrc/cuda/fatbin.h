@@ -1,8 +1,16 @@
-// The kernels, compiled: code for each architecture of the build, and PTX that a driver compiles for later ones.
+// The kernels built into this library: a fatbin a file of csrc/cuda/kernels.
 #pragma once
+
+#include <span>
+#include <string_view>
 
 namespace llama_ext::cuda {
 
-const void* fatbin();
+struct Fatbin {
+    std::string_view name;  // the file's, without .cu; the names of its kernels begin with it
+    const void* image;
+};
+
+std::span<const Fatbin> fatbins();
 
 }  // namespace llama_ext::cuda

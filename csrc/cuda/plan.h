@@ -28,6 +28,13 @@ struct Launch {
     bool programmatic;  // may start before the launch ahead of it has ended, where the card can: the kernel waits itself
 };
 
+// What an operation's grid and tiles are made for.
+struct Card {
+    int multiprocessors;
+    int shared_bytes;       // of shared memory, the most that a block can opt in to
+    int shared_bytes_each;  // of a multiprocessor
+};
+
 struct Plan {
     std::vector<Launch> launches;
     std::vector<std::shared_ptr<const void>> owners;  // of the memory that the addresses point into

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "cuda/check.h"
-#include "cuda/kernels/geometry.h"
+#include "cuda/kernels/product.h"
 
 namespace llama_ext::cuda {
 

@@ -21,6 +21,7 @@ constexpr std::array<FormatInfo, kFormats> kInfo = {{
     {"Q4_K", 256, 144, ActivationFormat::q15},
     {"Q5_K", 256, 176, ActivationFormat::q15},
     {"Q6_K", 256, 210, ActivationFormat::q15},
+    {"MXFP8", 32, 33, ActivationFormat::f32},
 }};
 
 uint16_t u16_at(const uint8_t* p) {
@@ -88,6 +89,12 @@ void block_q6_k(const uint8_t* p, float* out) {
     }
 }
 
+// MXFP8: a scale of E8M0 (2^(byte - 127); 255 is NaN), then 32 elements of E4M3.
+void block_mxfp8(const uint8_t* p, float* out) {
+    const float scale = f32_from_e8m0(p[0]);
+    for (int i = 0; i < 32; ++i) out[i] = f32_from_e4m3(p[1 + i]) * scale;
+}
+
 }  // namespace
 
 const FormatInfo& info(Format format) { return kInfo[static_cast<size_t>(format)]; }
@@ -148,6 +155,9 @@ void dequantize(Format format, const std::byte* source, int64_t cols, float* out
                 break;
             case Format::q6_k:
                 block_q6_k(p, out);
+                break;
+            case Format::mxfp8:
+                block_mxfp8(p, out);
                 break;
         }
     }

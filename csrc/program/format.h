@@ -1,5 +1,6 @@
 // Weight formats: how a row of a matrix is stored in a checkpoint. Blocks are ggml's, bit for bit, so that a GGUF file's
-// bytes are used as they are. dequantize() is the definition; every kernel is tested against it.
+// bytes are used as they are. MXFP8 is the OCP Microscaling Formats Specification's (v1.0, 5.1), with elements E4M3: blocks of 32
+// under a power of two, the scale's byte first. dequantize() is the definition; every kernel is tested against it.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,8 @@
 
 namespace llama_ext {
 
-enum class Format : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };
-inline constexpr int kFormats = 11;
+enum class Format : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, mxfp8 };
+inline constexpr int kFormats = 12;
 
 // What a product's input is turned into before it meets weights of a format (on a CPU).
 //   f32   as it is

@@ -272,6 +272,8 @@ size_t cache_row_bytes(CacheFormat format, int head_dim) {
             return 4 * elements;
         case CacheFormat::q8_0:
             return elements / kCacheBlock * (kCacheBlock + 2);
+        case CacheFormat::fp8:
+            return elements;
         case CacheFormat::f16:
         case CacheFormat::bf16:
             break;

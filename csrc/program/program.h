@@ -11,7 +11,8 @@ namespace llama_ext {
 // q8_0: blocks of 32 along head_dim, in ggml's arithmetic: d = max |x| / 127, kept as f16, and 32 integers of 8 bits, x 127 / max
 // |x| rounded to nearest, ties to even; x is d times the integer. A d below half of f16's smallest makes a block of zeros; a
 // block with a value that is not finite, or of 8.3 million and more (d overflows), reads back as not finite.
-enum class CacheFormat : uint8_t { f32, f16, bf16, q8_0 };
+// fp8: E4M3 without a scale, rounded to nearest even, what is beyond 448 becomes 448; NaN stays NaN.
+enum class CacheFormat : uint8_t { f32, f16, bf16, q8_0, fp8 };
 
 inline constexpr int kCacheBlock = 32;  // elements under one scale of q8_0
 

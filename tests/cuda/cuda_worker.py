@@ -7,11 +7,13 @@ requests come pickled through its standard input, answers go back through its st
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -279,7 +281,7 @@ def report(function: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """The counters of each launch of another function here."""
     library = virtual_gpu()
     library.vgpuReport()  # what ran before
-    globals()[function](**arguments)
+    find(function)(**arguments)
     launches: list[dict[str, Any]] = json.loads(library.vgpuReport())
     return launches
 
@@ -331,6 +333,13 @@ def virtual_gpu() -> ctypes.CDLL:
     return library
 
 
+def find(function: str) -> Callable[..., Any]:
+    """ "module.function" of this folder, or a function of this file."""
+    module, _, name = function.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name) if module else globals()[name]
+    return found
+
+
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     library = virtual_gpu()
     while True:
@@ -342,7 +351,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         library.vgpuSetSeed(seed)
         result, error = None, ""
         try:
-            result = globals()[function](**arguments)
+            result = find(function)(**arguments)
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
         current = ctypes.c_void_p()
@@ -355,6 +364,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    sys.modules["cuda_worker"] = sys.modules["__main__"]
     answers_ = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else is printed
     serve(sys.stdin.buffer, answers_)

@@ -5,10 +5,7 @@ What this shows is that the runs of these tests would not have passed without it
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,7 @@ import numpy as np
 import pytest
 from cuda_oracles import bf16, store
 from cuda_worker import Remote
-
-KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "kernels"
+from mutation import BARRIER, BOUND, INITIALISATION, Mutation, check_reported
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -53,18 +49,6 @@ def attention(position: int, **changes: Any) -> tuple[str, dict[str, Any]]:
 
 def append(head_dim: int) -> tuple[str, dict[str, Any]]:
     return "append", {"k": normal(1, head_dim), "v": normal(1, head_dim), "at": 6, "format": "f32", "capacity": 7}
-
-
-@dataclass(frozen=True)
-class Mutation:
-    name: str
-    file: str
-    old: str
-    new: str
-    run: tuple[str, dict[str, Any]]
-    card: str = "sm_80"
-    which: int = 0  # of the places where `old` stands
-    places: int = 1
 
 
 BARRIERS = [
@@ -124,57 +108,14 @@ INITIALISATIONS = [
 
 # The mutations, and the kinds of fault that would do as a report of one.
 MUTATIONS = [
-    *((mutation, {"race", "uninitialised", "async_pending"}) for mutation in BARRIERS),
-    *((mutation, {"out_of_bounds", "uninitialised"}) for mutation in BOUNDS),
-    *((mutation, {"uninitialised"}) for mutation in INITIALISATIONS),
+    *((mutation, BARRIER) for mutation in BARRIERS),
+    *((mutation, BOUND) for mutation in BOUNDS),
+    *((mutation, INITIALISATION) for mutation in INITIALISATIONS),
 ]
-
-
-def mutate(mutation: Mutation, folder: Path) -> Path:
-    """A copy of the kernels, one of them with the change, and nothing else."""
-    target = folder / "cuda" / "kernels"
-    shutil.copytree(KERNELS, target)
-    changed = target / mutation.file
-    parts = changed.read_text().split(mutation.old)
-    assert len(parts) == mutation.places + 1, f"{mutation.old!r} stands {len(parts) - 1} times in {mutation.file}"
-    before, after = parts[: mutation.which + 1], parts[mutation.which + 1 :]
-    changed.write_text(mutation.old.join(before) + mutation.new + mutation.old.join(after))
-    return changed
-
-
-def compile_kernels(nvcc: str, folder: Path, card: str) -> bytes:
-    target = folder / "kernels.ptx"
-    command = [
-        *(nvcc, "-ptx", f"-arch=compute_{card.removeprefix('sm_')}", "-std=c++17", "-lineinfo"),
-        *("-I", folder, "-o", target, folder / "cuda" / "kernels" / "kernels.cu"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return target.read_bytes()
 
 
 @pytest.mark.parametrize(("mutation", "kinds"), MUTATIONS, ids=[mutation.name for mutation, _ in MUTATIONS])
 def test_reported(
     mutation: Mutation, kinds: set[str], card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path
 ) -> None:
-    function, arguments = mutation.run
-    card = card_of(mutation.card)
-    card.call(function, **arguments)  # as it is, it passes
-    changed = mutate(mutation, tmp_path)
-    faults = card.faults(function, image=compile_kernels(nvcc, tmp_path, mutation.card), **arguments)
-    assert faults, f"nothing was reported without {mutation.old.strip()!r}"
-    first = faults[0]
-    assert first["kind"] in kinds and Path(first["file"]).name == mutation.file, first
-    line = changed.read_text().splitlines()[first["line"] - 1].strip()
-    assert line and not line.startswith(("//", "#", "}")), f"line {first['line']} is no code: {line}"
-
-
-@pytest.mark.parametrize("captured", [False, True])
-def test_older_code_on_a_newer_card_does_not_overlap(
-    card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path, captured: bool
-) -> None:
-    """Code of compute_80 does not wait for its predecessor, so it must not be launched as if it did."""
-    shutil.copytree(KERNELS, tmp_path / "cuda" / "kernels")
-    image = compile_kernels(nvcc, tmp_path, "sm_80")
-    arguments = {"x": normal(72), "norm": normal(72), "weight": bf16(normal(72, 72))}
-    card_of("sm_90").call("norm_and_product", captured=captured, image=image, **arguments)
+    check_reported(mutation, kinds, card_of, nvcc, tmp_path)

@@ -290,6 +290,8 @@ void append(const CacheView& cache, int kv_head, int64_t slot, const float* k, c
             return append_as<Bf16Cache>(cache, kv_head, slot, k, v);
         case CacheFormat::q8_0:
             return append_as<Q8Cache>(cache, kv_head, slot, k, v);
+        case CacheFormat::fp8:  // no cache of the CPU has it
+            break;
     }
 }
 
@@ -303,6 +305,8 @@ void attend(const CacheView& cache, int kv_head, int64_t block, const Query* que
             return attend_counted<Bf16Cache>(cache, kv_head, block, queries, count, out);
         case CacheFormat::q8_0:
             return attend_counted<Q8Cache>(cache, kv_head, block, queries, count, out);
+        case CacheFormat::fp8:  // no cache of the CPU has it
+            break;
     }
 }
 

@@ -313,6 +313,7 @@ const ProductFn kProducts[kFormats] = {
     product<IntegerTile, Q8>,        product<IntegerTile, Q4<false>>, product<IntegerTile, Q4<true>>,
     product<IntegerTile, Q5<false>>, product<IntegerTile, Q5<true>>,  product<IntegerTile, QK<false>>,
     product<IntegerTile, QK<true>>,  product<IntegerTile, Q6K>,
+    nullptr,  // MXFP8, which is packed as BF16
 };
 
 }  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL

@@ -9,7 +9,7 @@
 // lane has a key, so no sum crosses lanes. Values: a lane has pairs of elements. The softmax is online, in float32, with
 // exponents to the base 2.
 #include "cuda/kernels/device.cuh"
-#include "cuda/kernels/geometry.h"
+#include "cuda/kernels/attention.h"
 
 namespace {
 

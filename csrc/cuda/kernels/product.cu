@@ -4,7 +4,7 @@
 // lies in shared memory (geometry.h says how), once a block and tile of columns; the first weights are fetched before the wait
 // for the kernel that makes x. A row's sum runs in an order that depends on cols alone.
 #include "cuda/kernels/device.cuh"
-#include "cuda/kernels/geometry.h"
+#include "cuda/kernels/product.h"
 
 namespace {
 
