@@ -1,16 +1,10 @@
 #include "cpu/cache.h"
 
-#include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
 namespace llama_ext::cpu {
 
-Cache::Cache(const Program& program, bool poison, int64_t start) : program_(program), poison_(poison), start_(start) {
-    if (start < 0 || start > program.max_context)
-        throw std::invalid_argument("a cache starts at a position from 0 to max_context " + std::to_string(program.max_context) +
-                                    ", not " + std::to_string(start));
+Cache::Cache(const Program& program, bool poison, int64_t start) : Sequence(program, start), poison_(poison) {
     for (const CacheLayer& layer : program.caches) {
         CacheView view{layer.format, layer.kv_heads, layer.head_dim, layer.capacity, 0, nullptr, nullptr};
         view.padded = (layer.capacity + kKeyTile - 1) / kKeyTile * kKeyTile;
@@ -46,37 +40,21 @@ void Cache::poison_slots(const CacheView& view, int64_t first, int64_t last) con
 
 void Cache::rollback(int64_t n) {
     const auto guard = lock();
-    const int64_t held = position_ - start_;
-    if (n < 0 || n > held)
-        throw std::invalid_argument("cannot roll back " + std::to_string(n) + " of " + std::to_string(held) + " positions");
-    const int64_t furthest = max_rollback();
-    if (n > furthest) {
-        throw std::invalid_argument("cannot roll back " + std::to_string(n) +
-                                    " positions: the rings of this model's chunked or sliding layers keep " +
-                                    std::to_string(furthest) + "; reset and prefill again");
-    }
+    const int64_t before = position();
+    take_back(n);
     if (poison_) {
         for (const CacheView& view : views_) {
-            for (int64_t p = position_ - n; p < position_; ++p) poison_slots(view, p % view.capacity, p % view.capacity + 1);
+            for (int64_t p = before - n; p < before; ++p) poison_slots(view, p % view.capacity, p % view.capacity + 1);
         }
     }
-    position_ -= n;
 }
 
 void Cache::reset() {
     const auto guard = lock();
-    position_ = start_;
-    highest_ = start_;
+    begin_again();
     if (poison_) {
         for (const CacheView& view : views_) poison_slots(view, 0, view.padded);
     }
-}
-
-size_t Cache::bytes_used() const {
-    size_t bytes = 0;
-    for (const CacheLayer& layer : program_.caches)
-        bytes += static_cast<size_t>(std::min(position_ - start_, layer.capacity)) * layer.bytes_per_slot();
-    return bytes;
 }
 
 size_t Cache::bytes_reserved() const {

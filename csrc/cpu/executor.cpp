@@ -106,21 +106,7 @@ int32_t Executor::run_and_draw(Cache& cache, const int32_t* ids, int rows, const
 void Executor::run_locked(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits, const Draw* draw) {
     if (&cache.program() != &program_) throw std::invalid_argument("this cache was made for another executor");
     const auto guard = cache.lock();
-    if (rows < 1 || rows > program_.max_rows)
-        throw std::invalid_argument("a step takes 1 to " + std::to_string(program_.max_rows) + " rows, not " +
-                                    std::to_string(rows));
-    if (logit_rows < 0 || logit_rows > rows) throw std::invalid_argument("logit_rows must be between 0 and the step's rows");
-    if (cache.position() + rows > program_.max_context) {
-        throw std::invalid_argument("position " + std::to_string(cache.position()) + " plus " + std::to_string(rows) +
-                                    " tokens is past max_context " + std::to_string(program_.max_context));
-    }
-    for (int r = 0; r < rows; ++r) {
-        const int32_t id = ids_[static_cast<size_t>(r)] = static_cast<const volatile int32_t*>(ids)[r];
-        if (id < 0 || id >= program_.vocab) {
-            throw std::invalid_argument("token id " + std::to_string(id) + " is outside the vocabulary of " +
-                                        std::to_string(program_.vocab));
-        }
-    }
+    cache.check_step(ids, rows, logit_rows, ids_.data());
     step_.cache = &cache;
     step_.rows = rows;
     step_.position = cache.position();
