@@ -251,6 +251,7 @@ class Executor:
     def run_and_draw(
         self, cache: Cache, ids: npt.NDArray[np.int32], params: SamplingParams, history: npt.NDArray[np.int32]
     ) -> int: ...
+    def make_cache(self, poison: bool = False, *, start: int = 0) -> Cache: ...
     def read_seconds(self, bytes: int) -> float: ...
 
 class Cache:
@@ -373,6 +374,68 @@ class cuda:
         def __init__(self, module: cuda.Module, plan: cuda.Plan) -> None: ...
 
     class Graph: ...
+
+    class Executor:
+        """Runs a program on a device, a captured graph a step."""
+
+        def __init__(
+            self,
+            program: Program,
+            *,
+            ordinal: int = 0,
+            threads: int = 1,
+            poison: bool = False,
+            graphs: bool = True,
+            memory_limit: int = 0,
+            progress: Callable[[int, int], None] | None = None,
+            image: bytes | None = None,
+        ) -> None:
+            """threads: that prepare weights.  graphs: False launches one by one.  memory_limit: bytes of the card for
+            weights and buffers, 0: what is free.  image: kernels that take the place of those built in."""
+        @property
+        def device(self) -> cuda.Device: ...
+        @property
+        def weight_bytes(self) -> int:
+            """Of weights on the card."""
+        @property
+        def host_bytes(self) -> int:
+            """Of experts in the host's memory."""
+        @property
+        def residency(self) -> dict[str, int] | None:
+            """Of experts in the host's memory: slots on the card, hits and misses; None where all are on the card."""
+        @property
+        def captures(self) -> int:
+            """Graphs captured so far."""
+        def plan(self, rows: int = 1) -> cuda.Plan:
+            """The launches of a step of so many rows."""
+        def make_cache(self, poison: bool = False, *, start: int = 0) -> cuda.Cache: ...
+        def run(
+            self, cache: cuda.Cache, ids: npt.NDArray[np.int32], logit_rows: int = 0
+        ) -> npt.NDArray[np.float32]: ...
+        def run_and_draw(
+            self,
+            cache: cuda.Cache,
+            ids: npt.NDArray[np.int32],
+            params: SamplingParams,
+            history: npt.NDArray[np.int32],
+        ) -> int: ...
+        def read_seconds(self, bytes: int) -> float: ...
+
+    class Cache:
+        """Keys and values in device memory; `Executor.make_cache` makes one."""
+
+        @property
+        def start(self) -> int: ...
+        @property
+        def position(self) -> int: ...
+        @property
+        def max_rollback(self) -> int: ...
+        @property
+        def bytes_used(self) -> int: ...
+        @property
+        def bytes_reserved(self) -> int: ...
+        def rollback(self, n: int) -> None: ...
+        def reset(self) -> None: ...
 
     class Stream:
         def __init__(self, device: cuda.Device) -> None: ...

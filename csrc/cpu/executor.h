@@ -15,6 +15,7 @@
 #include "cpu/residency.h"
 #include "cpu/sampler.h"
 #include "cpu/team.h"
+#include "program/draw.h"
 #include "program/program.h"
 
 namespace llama_ext::cpu {
@@ -34,13 +35,6 @@ struct MemberBuffers {
     std::byte* bytes;              // weights on their way: a row of the embedding, a group of an expert's matrix
     float* tile;                   // [2][max_rows][16], results of a group on their way out
     float* partials;               // [kQueryTile][head_dim]
-};
-
-// How a step's sample instruction draws the token that follows its last row.
-struct Draw {
-    SamplingConstants params;
-    const int32_t* history;  // [history_size] ids for the repetition penalty
-    size_t history_size;
 };
 
 // One step: what instructions read and write. Shapes as in program/instruction.h.
@@ -110,6 +104,10 @@ public:
     int threads() const { return team_.size(); }
     size_t weight_bytes() const { return weights_.bytes(); }
     const Residency* residency() const { return step_.residency; }
+
+    std::unique_ptr<Cache> make_cache(bool poison, int64_t start) const {
+        return std::make_unique<Cache>(program_, poison, start);
+    }
 
     // Appends `rows` ids at the cache's position and advances it. logits [logit_rows][vocab] of the last logit_rows rows.
     // Throws std::invalid_argument for an id outside the vocabulary, more rows than max_rows, or past max_context; nothing

