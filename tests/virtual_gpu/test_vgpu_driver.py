@@ -336,6 +336,116 @@ def test_pointer_attributes(gpu: Gpu) -> None:
     refused("INVALID_VALUE", lambda: gpu.call("cuMemFreeHost", host))
 
 
+DEVICEMAP, PORTABLE = 2, 1
+
+
+def host_memory(
+    gpu: Gpu, n: int, flags: int = DEVICEMAP | PORTABLE
+) -> tuple[Buffer, np.ndarray[Any, np.dtype[np.int32]]]:
+    """int32 [n] of the host that kernels reach: as a kernel's argument, and as the host's array."""
+    host, address = ctypes.c_void_p(), ctypes.c_uint64()
+    gpu.call("cuMemHostAlloc", ctypes.byref(host), 4 * n, DEVICEMAP | PORTABLE)
+    gpu.call("cuMemHostGetDevicePointer", ctypes.byref(address), host, 0)
+    assert address.value == host.value
+    array = np.frombuffer((ctypes.c_int32 * n).from_address(address.value), np.int32)
+    return Buffer(gpu, address.value, n, np.dtype(np.int32), owned=False), array
+
+
+def test_host_memory_that_kernels_reach(gpu: Gpu, ptx: str) -> None:
+    """It is read and written in place, beside the card's own memory, and the host's writes need no call."""
+    add = gpu.module(ptx).kernel("add")
+    free, then, total = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_size_t()
+    gpu.call("cuMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+    source, values = host_memory(gpu, 32)
+    target, results = host_memory(gpu, 32)
+    gpu.call("cuMemGetInfo", ctypes.byref(then), ctypes.byref(total))
+    assert then.value == free.value
+    for value in (1, 2):
+        values[:] = ints() * value
+        gpu.launch(add, 1, 32, target, source, np.int32(value))
+        gpu.synchronize()
+        assert np.array_equal(results, ints() * value + value)
+    x = gpu.array(ints())
+    gpu.launch(add, 1, 32, x, source, np.int32(0))  # between the two kinds
+    assert np.array_equal(x.get(), ints() * 2)
+    assert gpu.faults() == []
+    for buffer in (source, target):
+        gpu.call("cuMemFreeHost", ctypes.c_void_p(buffer.address))
+
+
+def test_copies_of_host_memory_that_kernels_reach(gpu: Gpu) -> None:
+    memory, array = host_memory(gpu, 32)
+    host = ctypes.c_void_p(memory.address)
+    x, y = gpu.array(ints()), gpu.empty(32, np.int32)
+    array[:] = ints() + 5
+    gpu.call("cuMemcpyHtoD", x, host, x.nbytes)
+    gpu.call("cuMemcpyDtoD", y, memory, y.nbytes)  # it is an address of the device as well
+    assert np.array_equal(x.get(), ints() + 5) and np.array_equal(y.get(), ints() + 5)
+    gpu.call("cuMemsetD32", x, 3, 32)
+    gpu.call("cuMemcpyDtoH", host, x, x.nbytes)
+    assert (array == 3).all()
+    gpu.call("cuMemcpy", memory, y, y.nbytes)
+    assert np.array_equal(array, ints() + 5)
+    gpu.call("cuMemsetD32", memory, 9, 32)
+    assert (array == 9).all()
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemcpyDtoH", host, x, x.nbytes + 1))
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemcpyHtoD", gpu.empty(64), host, 4 * 33))
+    assert gpu.faults() == []
+    # What nobody wrote does not reach the host in silence.
+    gpu.try_call("cuMemcpy", memory, gpu.empty(32, np.int32), 128)
+    assert [fault["kind"] for fault in gpu.faults()] == ["uninitialised"]
+
+
+def test_what_host_memory_refuses(gpu: Gpu, ptx: str) -> None:
+    add = gpu.module(ptx).kernel("add")
+    memory, _ = host_memory(gpu, 32)
+    address = ctypes.c_uint64()
+    plain = ctypes.c_void_p()
+    gpu.call("cuMemHostAlloc", ctypes.byref(plain), 128, PORTABLE)  # not asked for
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemHostGetDevicePointer", ctypes.byref(address), plain, 0))
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemHostGetDevicePointer", ctypes.byref(address), memory.address, 1))
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemHostGetDevicePointer", ctypes.byref(address), 0x1000, 0))
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemFree", memory.address))
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemFreeHost", ctypes.c_void_p(memory.address + 4)))
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemHostAlloc", ctypes.byref(plain), 0, DEVICEMAP))
+    mine = np.zeros(1024, np.int32)
+    refused(
+        "NOT_SUPPORTED",
+        lambda: gpu.call("cuMemHostRegister", ctypes.c_void_p(mine.ctypes.data), mine.nbytes, DEVICEMAP),
+    )
+    out = gpu.empty(64, np.int32)
+    (fault,) = gpu.faults_of(add, 1, 1, out, memory.at(32), np.int32(1))
+    assert fault["kind"] == "out_of_bounds" and "host allocation" in fault["allocation"]
+    (fault,) = gpu.faults_of(add, 1, 1, memory.at(-1), out, np.int32(1))[-1:]
+    assert fault["kind"] == "out_of_bounds"
+    gpu.call("cuMemFreeHost", ctypes.c_void_p(memory.address))
+    (fault,) = gpu.faults_of(add, 1, 1, out, memory, np.int32(1))
+    assert fault["kind"] == "use_after_free" and "freed" in fault["allocation"]
+    refused("INVALID_VALUE", lambda: gpu.call("cuMemFreeHost", ctypes.c_void_p(memory.address)))
+    (fault,) = gpu.faults_of(add, 1, 1, out, np.uint64(plain.value or 0), np.int32(1))  # pinned, and not for kernels
+    assert fault["kind"] == "out_of_bounds"
+
+
+def test_attributes_of_host_memory(gpu: Gpu) -> None:
+    memory, _ = host_memory(gpu, 32)
+    value = ctypes.c_uint64()
+
+    def attribute(number: int) -> int:
+        value.value = 0
+        gpu.call("cuPointerGetAttribute", ctypes.byref(value), number, memory.at(1))
+        return value.value
+
+    # MEMORY_TYPE: the host's; DEVICE_POINTER, HOST_POINTER: one address; RANGE_START_ADDR, RANGE_SIZE, MAPPED
+    assert [attribute(number) for number in (2, 3, 4, 11, 12, 13)] == [
+        *(1, memory.address + 4, memory.address + 4, memory.address, 128, 1)
+    ]
+    flags, can = ctypes.c_uint(), ctypes.c_int()
+    gpu.call("cuMemHostGetFlags", ctypes.byref(flags), memory.address)
+    assert flags.value == DEVICEMAP | PORTABLE
+    gpu.call("cuDeviceGetAttribute", ctypes.byref(can), 19, 0)  # CAN_MAP_HOST_MEMORY
+    assert can.value == 1
+
+
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
@@ -1071,6 +1181,69 @@ def test_captured_copies_and_fills(gpu: Gpu) -> None:
     gpu.call("cuGraphLaunch", made, stream)
     stream.synchronize()
     assert host[:3].tolist() == [0, 9, 2]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_replay_reads_pinned_memory_then(gpu: Gpu, ptx: str, mapped: bool) -> None:
+    """[a copy in, kernels, a copy out] as a graph: each replay takes what the host has written since."""
+    module = gpu.module(ptx)
+    add = module.kernel("add")
+    add.load()
+    host, out = ctypes.c_void_p(), ctypes.c_void_p()
+    for memory in (host, out):
+        gpu.call("cuMemHostAlloc", ctypes.byref(memory), 128, DEVICEMAP if mapped else 0)
+    source, result = (
+        np.frombuffer((ctypes.c_int32 * 32).from_address(memory.value or 0), np.int32) for memory in (host, out)
+    )
+    source[:], result[:] = -1, 0
+    x, y = gpu.empty(32, np.int32), gpu.empty(32, np.int32)
+    stream = gpu.stream()
+    begin(gpu, stream)
+    gpu.call("cuMemcpyHtoDAsync", x, host, 128, stream)
+    gpu.launch(add, 1, 32, y, x, np.int32(1), stream=stream)
+    gpu.launch(add, 1, 32, y, y, np.int32(1), stream=stream, cooperative=True)
+    gpu.call("cuMemcpyDtoHAsync", out, y, 128, stream)
+    graph = end(gpu, stream)
+    assert edges(gpu, graph) == [(0, 1, 0), (1, 2, 0), (2, 3, 0)]
+    made = instantiate(gpu, graph)
+    assert not result.any()
+    for turn in range(3):
+        source[:] = ints() * turn
+        gpu.call("cuGraphLaunch", made, stream)
+        stream.synchronize()
+        assert np.array_equal(result, ints() * turn + 2)
+    assert gpu.faults() == []
+
+
+def test_a_captured_launch_is_cooperative(gpu: Gpu) -> None:
+    """A grid barrier in a captured launch: every block is resident, which an ordinary launch does not promise."""
+    source = r"""
+    extern "C" __global__ void meet(unsigned *count, int *out) {
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(count, 1u);
+            while (atomicAdd(count, 0u) < gridDim.x) {}
+            __threadfence();
+        }
+        __syncthreads();
+        out[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+    }"""
+    meet = gpu.module(compile_cuda(source, "compute_90")).kernel("meet")
+    meet.load()
+    count, out = gpu.array(np.zeros(1, np.uint32)), gpu.empty(16 * 32, np.int32)
+    stream = gpu.stream()
+    made = {}
+    for cooperative in (True, False):
+        begin(gpu, stream)
+        gpu.call("cuMemsetD32Async", count, 0, 1, stream)
+        gpu.launch(meet, 16, 32, count, out, stream=stream, cooperative=cooperative)
+        made[cooperative] = instantiate(gpu, end(gpu, stream))
+    for _ in range(2):
+        gpu.call("cuGraphLaunch", made[True], stream)
+        stream.synchronize()
+    assert (out.get() == 1).all() and gpu.faults() == []
+    assert gpu.try_call("cuGraphLaunch", made[False], stream) != 0
+    assert "livelock" in {fault["kind"] for fault in gpu.faults()}
 
 
 def test_programmatic_edges_are_kept(gpu: Gpu, ptx: str) -> None:

@@ -123,6 +123,7 @@ Device::~Device() = default;
 
 const Profile& Device::profile() const { return impl_->machine.profile; }
 uint64_t Device::allocate(size_t bytes) { return impl_->machine.memory.allocate(bytes); }
+uint64_t Device::allocate_host(size_t bytes) { return impl_->machine.memory.allocate_host(bytes); }
 bool Device::free(uint64_t address) { return impl_->machine.memory.free(address); }
 size_t Device::allocated() const { return impl_->machine.memory.allocated(); }
 
@@ -137,6 +138,11 @@ bool Device::find(uint64_t address, uint64_t* begin, size_t* bytes) const {
 bool Device::holds(uint64_t address, size_t bytes) const {
     const Allocation* allocation = impl_->machine.memory.at(address);
     return allocation && bytes <= allocation->bytes - (address - allocation->begin);
+}
+
+bool Device::of_host(uint64_t address) const {
+    const Allocation* allocation = impl_->machine.memory.at(address);
+    return allocation && allocation->host;
 }
 
 Outcome Device::write(uint64_t to, const void* from, size_t bytes) {

@@ -67,12 +67,15 @@ public:
     // --- memory ------------------------------------------------------------------------------------------------------
     // A fenced allocation of its own, 256-byte aligned, its bytes uninitialised (and poisoned); 0: not enough memory.
     uint64_t allocate(size_t bytes);
+    // The same of the host's memory, within reach of kernels at the host's own addresses; beside the card's memory.
+    uint64_t allocate_host(size_t bytes);
     bool free(uint64_t address);  // false: no allocation begins there
     size_t allocated() const;     // bytes
     // The allocation that holds `address`: its begin and size; false: none.
     bool find(uint64_t address, uint64_t* begin, size_t* bytes) const;
     // True if [address, address + bytes) lies in one live allocation.
     bool holds(uint64_t address, size_t bytes) const;
+    bool of_host(uint64_t address) const;  // in an allocation of allocate_host()
     // The host's copies. The caller has checked holds(). stream, after: as in Launch; a copy that is not ordered after a
     // launch that touches the bytes is a race. Reading bytes never written is a fault of kind "uninitialised".
     Outcome write(uint64_t to, const void* from, size_t bytes);

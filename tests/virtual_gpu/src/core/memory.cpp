@@ -55,12 +55,26 @@ Memory::~Memory() {
 
 uint64_t Memory::allocate(size_t bytes, std::string name) {
     if (bytes == 0 || bytes > capacity_ - std::min(capacity_, allocated_)) return 0;
+    const uint64_t begin = place({.bytes = bytes, .name = std::move(name)}, kFence);
+    if (begin) allocated_ += bytes;
+    return begin;
+}
+
+uint64_t Memory::allocate_host(size_t bytes) {
+    const uint64_t begin = bytes ? place({.bytes = bytes, .host = true}, kPageBytes) : 0;
+    if (begin) std::memset(shadow(begin), kReady, bytes);
+    return begin;
+}
+
+uint64_t Memory::place(Allocation allocation, uint64_t alignment) {
+    const size_t bytes = allocation.bytes;
     // Addresses are not used twice, so that a stale pointer is always found out, until the range is used up.
-    uint64_t begin = round_up(next_ + kFence, kFence);
-    if (bytes > base_ + kRange - kPageBytes - begin) {
+    uint64_t begin = round_up(next_ + kFence, alignment);
+    const uint64_t end = base_ + kRange - kPageBytes;
+    if (begin > end || bytes > end - begin) {
         for (auto at = allocations_.begin();; ++at) {
             if (at == allocations_.end()) return 0;
-            if (!at->second.live && at->second.bytes >= bytes) {
+            if (!at->second.live && at->second.bytes >= bytes && at->first % alignment == 0) {
                 begin = at->first;
                 break;
             }
@@ -68,8 +82,9 @@ uint64_t Memory::allocate(size_t bytes, std::string name) {
     } else {
         next_ = begin + bytes;
     }
-    allocations_[begin] = {begin, bytes, number_++, true, std::move(name)};
-    allocated_ += bytes;
+    allocation.begin = begin;
+    allocation.number = number_++;
+    allocations_[begin] = std::move(allocation);
     std::memset(shadow(begin), kAddressable, bytes);
     if (bytes < kLarge) std::memset(reinterpret_cast<void*>(begin), 0xcd, bytes);  // poison
     return begin;
@@ -80,7 +95,7 @@ bool Memory::free(uint64_t begin) {
     if (found == allocations_.end() || !found->second.live) return false;
     Allocation& allocation = found->second;
     allocation.live = false;
-    allocated_ -= allocation.bytes;
+    if (!allocation.host) allocated_ -= allocation.bytes;
     std::memset(shadow(begin), 0, allocation.bytes);
     const uint64_t end = begin + allocation.bytes;
     std::memset(full_ + page(begin), 0, page(end - 1) - page(begin) + 1);
@@ -111,7 +126,7 @@ std::string Memory::describe(uint64_t address, size_t bytes) const {
     const Allocation* allocation = nearest(address);
     if (!allocation) return "no allocation anywhere";
     char text[256];
-    const char* kind = allocation->name.empty() ? "allocation" : "variable";
+    const char* kind = allocation->host ? "host allocation" : allocation->name.empty() ? "allocation" : "variable";
     const std::string name = allocation->name.empty() ? std::to_string(allocation->number) : allocation->name;
     const uint64_t end = allocation->begin + allocation->bytes;
     char where[96];

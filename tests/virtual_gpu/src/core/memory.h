@@ -21,7 +21,8 @@ struct Allocation {
     size_t bytes = 0;
     int number = 0;  // in order of allocation
     bool live = true;
-    std::string name;  // a module's variable; empty: allocated by the host
+    std::string name;   // a module's variable; empty: allocated by the host
+    bool host = false;  // memory of the host that kernels reach
 };
 
 // The shadow of `n` bytes, tested at a stroke.
@@ -35,6 +36,9 @@ public:
     Memory& operator=(const Memory&) = delete;
 
     uint64_t allocate(size_t bytes, std::string name = "");  // 0: no room
+    // Of the host, within reach of kernels: it takes nothing of the card's memory, and as the host writes it without a word to
+    // us, its bytes count as initialised.
+    uint64_t allocate_host(size_t bytes);
     bool free(uint64_t begin);
     size_t allocated() const { return allocated_; }
     const Allocation* at(uint64_t address) const;       // the live allocation that holds it, or null
@@ -65,6 +69,7 @@ public:
 private:
     static constexpr uint8_t kFull = 255;  // every byte of the page is ready; below: how often that was looked for
     bool ready_slowly(uint64_t address, size_t bytes);
+    uint64_t place(Allocation allocation, uint64_t alignment);  // 0: no addresses left
 
     uint64_t base_ = 0, next_ = 0;
     uint8_t* shadow_ = nullptr;

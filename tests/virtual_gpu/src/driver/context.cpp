@@ -96,6 +96,7 @@ void forget_everything() {
     s.primary = nullptr;
     s.primary_retained = 0;
     s.contexts.clear();
+    std::erase_if(s.host, [](const auto& block) { return block.second.mapped; });  // lies in the device's range
     s.device = nullptr;
     s.card = nullptr;
     s.initialised = false;
@@ -226,6 +227,7 @@ CUresult CUDAAPI cuDeviceGetAttribute(int* out, CUdevice_attribute attribute, CU
             {CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT, 2},
             {CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS, 1},
             {CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING, 1},
+            {CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY, 1},
             {CU_DEVICE_ATTRIBUTE_COMPUTE_MODE, CU_COMPUTEMODE_DEFAULT},
             {CU_DEVICE_ATTRIBUTE_STREAM_PRIORITIES_SUPPORTED, 1},
             {CU_DEVICE_ATTRIBUTE_GLOBAL_L1_CACHE_SUPPORTED, 1},

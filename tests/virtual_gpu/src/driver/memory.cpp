@@ -49,14 +49,14 @@ void succeed(Context& context, Outcome outcome) {
 void check(const Copy& copy) {
     if (copy.bytes == 0) return;
     require(copy.to && copy.from, "a copy from or to a null pointer");
-    if (copy.to_device)
-        check_range("a write", copy.to, copy.bytes);
-    else if (is_device(copy.to))
-        refuse(CUDA_ERROR_INVALID_VALUE, "a device address where the host's is due");
-    if (copy.from_device)
-        check_range("a read", copy.from, copy.bytes);
-    else if (is_device(copy.from))
-        refuse(CUDA_ERROR_INVALID_VALUE, "a device address where the host's is due");
+    const auto check_side = [&](const char* what, uint64_t address, bool on_device) {
+        if (on_device || device().of_host(address))
+            check_range(what, address, copy.bytes);
+        else if (is_device(address))
+            refuse(CUDA_ERROR_INVALID_VALUE, "a device address where the host's is due");
+    };
+    check_side("a write", copy.to, copy.to_device);
+    check_side("a read", copy.from, copy.from_device);
 }
 
 void run(Context& context, const Copy& copy) {
@@ -64,11 +64,14 @@ void run(Context& context, const Copy& copy) {
     check(copy);  // again: a graph's memory may be gone
     void* const to = reinterpret_cast<void*>(copy.to);
     const void* const from = reinterpret_cast<const void*>(copy.from);
-    if (copy.to_device && copy.from_device)
+    // Mapped memory is the host's whichever name it goes by.
+    const bool to_device = copy.to_device && !device().of_host(copy.to);
+    const bool from_device = copy.from_device && !device().of_host(copy.from);
+    if (to_device && from_device)
         succeed(context, device().copy(copy.to, copy.from, copy.bytes));
-    else if (copy.to_device)
+    else if (to_device)
         succeed(context, device().write(copy.to, from, copy.bytes));
-    else if (copy.from_device)
+    else if (from_device)
         succeed(context, device().read(to, copy.from, copy.bytes));
     else
         std::memmove(to, from, copy.bytes);
@@ -224,11 +227,12 @@ void host_allocate(const char* call, void** out, size_t bytes, unsigned flags) {
     require(bytes > 0, "an allocation of 0 bytes");
     require(flags < 8, "unknown flags");
     refuse_during_capture(call);
-    if (flags & CU_MEMHOSTALLOC_DEVICEMAP)
-        refuse(CUDA_ERROR_NOT_SUPPORTED, "kernels of the virtual GPU cannot reach the host's memory");
-    void* const address = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    // A card's kernels reach all pinned memory. Here they reach what was allocated for it: a program says so anyhow.
+    const bool mapped = flags & CU_MEMHOSTALLOC_DEVICEMAP;
+    void* const address =
+        mapped ? reinterpret_cast<void*>(device().allocate_host(bytes)) : std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (!address) throw std::bad_alloc();
-    state().host[reinterpret_cast<uintptr_t>(address)] = {bytes, flags, false};
+    state().host[reinterpret_cast<uintptr_t>(address)] = {bytes, flags, false, mapped};
     *out = address;
 }
 
@@ -260,8 +264,12 @@ CUresult CUDAAPI cuMemFreeHost(void* address) {
         if (at == state().host.end() || at->second.registered)
             refuse(CUDA_ERROR_INVALID_VALUE, "no allocation of the host begins there");
         flush_all(*context);
+        const bool mapped = at->second.mapped;
         state().host.erase(at);
-        std::free(address);
+        if (mapped)
+            device().free(reinterpret_cast<uintptr_t>(address));
+        else
+            std::free(address);
     });
 }
 
@@ -269,11 +277,11 @@ CUresult CUDAAPI cuMemHostRegister(void* address, size_t bytes, unsigned int fla
     return in_context("cuMemHostRegister", [&](const std::shared_ptr<Context>&) {
         require(address && bytes > 0, "no memory");
         if (flags & (CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_IOMEMORY))
-            refuse(CUDA_ERROR_NOT_SUPPORTED, "kernels of the virtual GPU cannot reach the host's memory");
+            refuse(CUDA_ERROR_NOT_SUPPORTED, "kernels of the virtual GPU cannot reach memory that was registered");
         const auto key = reinterpret_cast<uintptr_t>(address);
         if (host_block(key) != state().host.end() || host_block(key + bytes - 1) != state().host.end())
             refuse(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "the memory is registered already");
-        state().host[key] = {bytes, flags, true};
+        state().host[key] = {bytes, flags, true, false};
     });
 }
 
@@ -295,9 +303,13 @@ CUresult CUDAAPI cuMemHostGetFlags(unsigned int* flags, void* address) {
     });
 }
 
-CUresult CUDAAPI cuMemHostGetDevicePointer(CUdeviceptr*, void*, unsigned int) {
+CUresult CUDAAPI cuMemHostGetDevicePointer(CUdeviceptr* out, void* address, unsigned int flags) {
     return in_context("cuMemHostGetDevicePointer", [&](const std::shared_ptr<Context>&) {
-        refuse(CUDA_ERROR_NOT_SUPPORTED, "kernels of the virtual GPU cannot reach the host's memory");
+        require(out, "no place for the address");
+        require(flags == 0, "unknown flags");
+        const auto at = host_block(reinterpret_cast<uintptr_t>(address));
+        require(at != state().host.end() && at->second.mapped, "no memory of the host that was allocated with DEVICEMAP");
+        *out = reinterpret_cast<CUdeviceptr>(address);
     });
 }
 
@@ -374,11 +386,11 @@ void put(void* data, Value value) {
 bool pointer_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr pointer) {
     uint64_t begin = 0;
     size_t bytes = 0;
-    const bool on_device = device().find(pointer, &begin, &bytes);
+    const bool reached = device().find(pointer, &begin, &bytes);  // by kernels
     const auto host = host_block(pointer);
     const bool pinned = host != state().host.end();
     if (pinned) begin = host->first, bytes = host->second.bytes;
-    const bool known = on_device || pinned;
+    const bool known = reached || pinned, on_device = reached && !pinned;
     switch (attribute) {
         case CU_POINTER_ATTRIBUTE_CONTEXT: {
             CUcontext owner = nullptr;
@@ -391,8 +403,8 @@ bool pointer_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr po
             if (known) put(data, static_cast<unsigned>(on_device ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST));
             return known;
         case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-            if (on_device) put(data, pointer);
-            return on_device;
+            if (reached) put(data, pointer);
+            return reached;
         case CU_POINTER_ATTRIBUTE_HOST_POINTER:
             if (pinned) put(data, pointer);
             return pinned;
@@ -415,10 +427,10 @@ bool pointer_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr po
             if (known) put(data, bytes);
             return known;
         case CU_POINTER_ATTRIBUTE_MAPPED:
-            put(data, static_cast<unsigned>(on_device));
+            put(data, static_cast<unsigned>(reached));
             return true;
         case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
-            put(data, on_device ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE);
+            put(data, reached ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE);
             return known;
         case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
             put(data, static_cast<void*>(nullptr));

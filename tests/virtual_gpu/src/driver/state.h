@@ -153,6 +153,7 @@ struct HostBlock {
     size_t bytes = 0;
     unsigned flags = 0;
     bool registered = false;  // not ours to free
+    bool mapped = false;      // in the device's address range: kernels reach it
 };
 
 struct State {
