@@ -1,6 +1,7 @@
 #include "cuda/executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <set>
 #include <stdexcept>
@@ -354,6 +355,29 @@ int32_t Executor::step(Cache& cache, const int32_t* ids, int rows, int64_t logit
     int32_t id;
     std::memcpy(&id, control_->data() + control_->bytes() - sizeof id, sizeof id);
     return id;
+}
+
+Executor::Residency Executor::residency() {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::byte> state(fetch_state_bytes(pool_.slot_count, static_cast<int>(experts_.size())));
+    stream_->read(state.data(), pool_.state, state.size());
+    const FetchFacts facts = fetch_facts(state.data());
+    const size_t each = static_cast<size_t>(pool_.slot_bytes);
+    return {static_cast<size_t>(pool_.slot_count) * each, static_cast<size_t>(facts.used) * each, facts.hits, facts.misses};
+}
+
+double Executor::read_seconds(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const size_t half = std::max<size_t>(bytes / 2, 1);
+    if (!probe_ || probe_->bytes() < 2 * half) {
+        probe_ = std::make_unique<Memory>(device_, 2 * half);
+        stream_->fill({probe_->address()}, 1, probe_->bytes());
+    }
+    stream_->synchronize();
+    const auto begin = std::chrono::steady_clock::now();
+    stream_->copy({probe_->address() + half}, {probe_->address()}, half);
+    stream_->synchronize();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void Executor::run_small(int rows, int64_t logit_rows, float* logits) {

@@ -39,9 +39,10 @@ public:
     const Device& device() const { return *device_; }
     size_t weight_bytes() const { return weights_->bytes(); }  // on the card
     size_t host_bytes() const { return host_ ? host_->bytes() : 0; }
-    // Of experts in the host's memory: places on the card, and how often a chosen one was there.
+    // Of experts in the host's memory: the bytes of their places on the card, how many of them are in use, and how often a chosen
+    // one was there.
     struct Residency {
-        int slots;
+        size_t budget, resident;
         uint64_t hits, misses;
     };
     Residency residency();
@@ -53,6 +54,9 @@ public:
     // As cpu::Executor has them.
     void run(Cache& cache, const int32_t* ids, int rows, int64_t logit_rows, float* logits);
     int32_t run_and_draw(Cache& cache, const int32_t* ids, int rows, const Draw& draw);
+
+    // Seconds that the card takes to read and write `bytes` in all, copying one half of them over the other.
+    double read_seconds(size_t bytes);
 
     // The launches of a step of so many rows.
     Plan plan(int rows) const;
@@ -85,7 +89,7 @@ private:
     std::unique_ptr<HostMemory> control_;  // Control, ids, and behind them the id that was drawn
     std::vector<std::unique_ptr<Memory>> memory_;
     std::vector<const Memory*> poisoned_;
-    std::unique_ptr<Memory> history_;
+    std::unique_ptr<Memory> history_, probe_;
     Places places_;
     const int max_rows_, draft_rows_;  // of a step in one piece; of the form for drafted rows
     const bool tiles_;

@@ -90,3 +90,21 @@ def run(
         "plans": {rows: str(made.plan(rows)) for rows in (1, min(2, program.native.max_rows))},
         "kernels": made.plan(1).kernels,
     }
+
+
+def card_bytes(name: str, format: str, model_seed: int = 1) -> int:
+    """A limit of the card's memory that leaves places for a few experts."""
+    program = program_of(name, format, model_seed, {})
+    least, most = 0, 1 << 30
+    while most - least > 1024:
+        limit = (least + most) // 2
+        try:
+            residency = cuda.Executor(program.native, memory_limit=limit).residency
+        except RuntimeError:
+            least = limit
+            continue
+        if residency is None:
+            most = limit
+        else:
+            return limit
+    raise AssertionError("no limit leaves places for a few experts")

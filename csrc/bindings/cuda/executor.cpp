@@ -35,11 +35,13 @@ void bind_cuda_executor(py::module_& m) {
                                    if (!self.host_bytes()) return py::none();
                                    const Executor::Residency r = self.residency();
                                    py::dict facts;
-                                   facts["slots"] = r.slots;
+                                   facts["budget"] = r.budget;
+                                   facts["resident"] = r.resident;
                                    facts["hits"] = r.hits;
                                    facts["misses"] = r.misses;
                                    return facts;
                                })
+        .def("read_seconds", &Executor::read_seconds, py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
         .def("plan", &Executor::plan, py::arg("rows") = 1);
     py::class_<Cache> cache(m, "Cache");
     bind_steps(executor, cache);
