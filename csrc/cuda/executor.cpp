@@ -234,7 +234,7 @@ void Executor::put_experts(size_t limit, size_t total) {
             } else {
                 weights_->pack_to_host(gate_up, host);
                 weights_->pack_to_host(down, host + set.down_offset);
-                table.push_back(host_->address().value + static_cast<uint64_t>(host - host_->data()));
+                table.push_back(host_->address() + static_cast<uint64_t>(host - host_->data()));
                 host += set.bytes;
             }
         }
