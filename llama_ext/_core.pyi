@@ -313,6 +313,8 @@ class testing:
     """Single kernels of one SIMD level, for tests (csrc/bindings/kernels.cpp)."""
 
     @staticmethod
+    def e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]: ...
+    @staticmethod
     def product(weight: Weight, x: npt.NDArray[np.float32], simd: str) -> npt.NDArray[np.float32]: ...
     @staticmethod
     def quantize_q15(
