@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_ext import _core, plan, program
+from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.checkpoint.open import open_source
 from llama_ext.checkpoint.quantized import QuantizedSource, quantized, weight_format
 from llama_ext.checkpoint.source import Source
@@ -86,16 +87,21 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.source.files())
 
     def weight_sizes(self) -> plan.WeightBytes:
-        """What the weights take, for the planner."""
-        experts = sum(w.nbytes for w in self.experts)
-        return plan.WeightBytes(self.weight_bytes, self.program.weight_bytes_per_token, experts)
+        """What the weights take on a CPU, for the planner: MXFP8 lies there as BF16."""
+
+        def size(weights: list[_core.Weight]) -> int:
+            return sum(2 * w.rows * w.cols if w.format == "MXFP8" else w.nbytes for w in weights)
+
+        return plan.WeightBytes(size(self.weights), self.program.weight_bytes_per_token, size(self.experts))
 
     def convert_command(self) -> str | None:
         """What writes a file in which the experts can stay; None where they lie in theirs as they are decoded."""
         if all(w.in_file for w in self.experts):
             return None
-        form = f" --weights {self.source.format.lower()}" if isinstance(self.source, QuantizedSource) else ""
-        return f"llama-ext convert{form}"
+        if not isinstance(self.source, QuantizedSource):
+            return "llama-ext convert"
+        form = self.source.format if self.source.format in FORMATS else "Q8_0"
+        return f"llama-ext convert --weights {form.lower()}"
 
     def formats(self) -> dict[str, tuple[int, int]]:
         """Weight format -> (parameters, bytes), the largest first."""

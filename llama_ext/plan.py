@@ -35,7 +35,13 @@ __all__ = [
 CONTEXTS = (8192, 131_072, 1_048_576, 10_485_760)
 """Lengths that tables show: 8K, 128K, 1M and 10M tokens."""
 
-CACHE_FORMATS: Mapping[str, tuple[int, int]] = {"f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34)}
+CACHE_FORMATS: Mapping[str, tuple[int, int]] = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),
+    "fp8": (1, 1),
+}
 """Format of keys and values -> (elements a block, bytes a block)."""
 
 _LEAST_TOKENS = 512  # a proposal of a shorter context helps nobody
@@ -354,7 +360,8 @@ def _row_bytes(format: str, cols: int) -> int:
 
 def _smaller_formats(config: LlamaConfig, wanted: MemoryPlan) -> list[tuple[str, WeightBytes]]:
     """Formats whose weights take less than `wanted`'s, the largest first, the smallest last."""
-    sizes = [(name, weight_bytes(config, name)) for name in _core.formats if name not in ("F32", "F16")]
+    # MXFP8 is for CUDA: a CPU holds it as BF16.
+    sizes = [(name, weight_bytes(config, name)) for name in _core.formats if name not in ("F32", "F16", "MXFP8")]
     found = [(name, weight) for name, weight in sizes if weight.total < wanted.weight.total]
     # Of two formats of one size the one with scales for smaller blocks is the more exact.
     return sorted(found, key=lambda item: (-item[1].total, not item[0].endswith("_K")))
@@ -363,7 +370,7 @@ def _smaller_formats(config: LlamaConfig, wanted: MemoryPlan) -> list[tuple[str,
 def _smaller_caches(config: LlamaConfig, kv_cache: str) -> tuple[str, ...]:
     """`kv_cache`, and q8_0 where it is another one and its blocks fit the heads."""
     fits = config.head_dim % CACHE_FORMATS["q8_0"][0] == 0
-    return (kv_cache, "q8_0") if fits and kv_cache != "q8_0" else (kv_cache,)
+    return (kv_cache, "q8_0") if fits and kv_cache not in ("q8_0", "fp8") else (kv_cache,)
 
 
 def _round_down(tokens: int) -> int:

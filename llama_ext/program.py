@@ -38,9 +38,10 @@ Instruction: TypeAlias = (
     Embed | Qkv | Attention | Output | GateUp | Down | Route | ExpertsGateUp | ExpertsDown | Head | Sample
 )
 
-CACHE_FORMATS = ("f32", "f16", "bf16", "q8_0")
+CACHE_FORMATS = ("f32", "f16", "bf16", "q8_0", "fp8")
 """Formats of keys and values. q8_0 is ggml's: blocks of 32 along head_dim, integers of 8 bits under one float16 scale,
-34 bytes for 32 values; it needs a head_dim that is a multiple of 32.
+34 bytes for 32 values; it needs a head_dim that is a multiple of 32. fp8 is E4M3 without a scale, rounded to nearest,
+at most 448: the CPU does not serve it.
 """
 
 _CACHE_BLOCK = {"q8_0": 32}
@@ -156,7 +157,7 @@ def build(
         raise OptionError(f"kv_cache={kv_cache!r} is unknown; use one of {', '.join(CACHE_FORMATS)}.")
     block = _CACHE_BLOCK.get(kv_cache, 1)
     if config.head_dim % block:
-        others = ", ".join(name for name in CACHE_FORMATS if name not in _CACHE_BLOCK)
+        others = ", ".join(name for name in CACHE_FORMATS if name not in (*_CACHE_BLOCK, "fp8"))
         raise OptionError(
             f"kv_cache={kv_cache!r} needs a head_dim that is a multiple of {block}, and this model's is "
             f"{config.head_dim}; use one of {others}."

@@ -38,10 +38,13 @@ from llama_ext._core import (
 from llama_ext.errors import ContextError, OptionError
 from llama_ext.program import Program
 
-__all__ = ["ReferenceSession", "attend", "first_key", "q8_0", "rms_norm", "rotate", "route", "temperature"]
+__all__ = ["ReferenceSession", "attend", "first_key", "fp8", "q8_0", "rms_norm", "rotate", "route", "temperature"]
 
-# Keys and values of q8_0 are kept as the float32 numbers that its blocks stand for, which are exact.
-_CACHE_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float32}
+# Keys and values of q8_0 and fp8 are kept as the float32 numbers that they stand for, which are exact.
+_CACHE_DTYPES = {
+    **{"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16},
+    **{"q8_0": torch.float32, "fp8": torch.float32},
+}
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -100,6 +103,22 @@ def q8_0(x: Tensor) -> Tensor:
     integers = torch.round(blocks * (127 / largest))
     integers = torch.where(largest < 1e-30, 0, torch.where(torch.isfinite(largest), integers, 1))
     return (scale * integers).reshape(x.shape)
+
+
+def fp8(x: Tensor) -> Tensor:
+    """What is left of x in a cache of format fp8 (csrc/program/program.h): E4M3 of the OCP 8-bit Floating Point
+    Specification, without a scale.
+
+    Args:
+        x: [...] float32.
+
+    Returns:
+        [...] float32: rounded to 4 digits of a binary number, ties to even, and to multiples of 2^-9 below 2^-6; beyond
+        448 it is 448, infinities too; NaN stays NaN.
+    """
+    x = x.double()
+    step = torch.exp2(torch.frexp(x.abs().clamp(2.0**-6, 448)).exponent.double() - 4)
+    return (torch.round(x / step) * step).clamp(-448, 448).float()
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -253,8 +272,8 @@ class ReferenceSession:
     def _attention(self, i: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if i.qk_norm:
             q, k = rms_norm(q, None, i.qk_norm_eps), rms_norm(k, None, i.qk_norm_eps)
-        if self._native.caches[i.cache].format == "q8_0":
-            k, v = q8_0(k), q8_0(v)
+        if (rounded := {"q8_0": q8_0, "fp8": fp8}.get(self._native.caches[i.cache].format)) is not None:
+            k, v = rounded(k), rounded(v)
         keys, values = self._caches[i.cache]
         for row in range(len(q)):
             slot = (self._position + row) % len(keys)

@@ -20,6 +20,28 @@ Bytes = npt.NDArray[np.uint8]
 Of = Callable[[str], npt.NDArray[np.float64]]
 Mixture = Callable[[LlamaConfig, npt.NDArray[np.float64], Of], npt.NDArray[np.float64]]
 
+
+def e4m3_table() -> npt.NDArray[np.float64]:
+    """What each of the 256 codes of E4M3 stands for (OCP 8-bit Floating Point Specification, 5.3)."""
+    code = np.arange(128)
+    exponent, mantissa = code >> 3, code & 7
+    values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10))
+    values[127] = np.nan
+    return np.concatenate([values, -values])
+
+
+def to_e4m3(values: npt.NDArray[np.float64]) -> Bytes:
+    """The codes nearest to `values`, ties to the even code, at most 448 in size; NaN is 0x7f under its sign."""
+    table = e4m3_table()[:127]
+    size = np.minimum(np.abs(np.nan_to_num(values, nan=0.0, posinf=448, neginf=-448)), 448)
+    above = np.minimum(np.searchsorted(table, size), 126)
+    below = np.maximum(above - 1, 0)
+    up, down = table[above] - size, size - table[below]
+    code = np.where((up < down) | ((up == down) & (above % 2 == 0)) | (size == 0), above, below)
+    code = np.where(np.isnan(values), 127, code)
+    return (code | np.signbit(values) * 128).astype(np.uint8)
+
+
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 BLOCK_FORMATS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 FORMATS = FLOAT_FORMATS + BLOCK_FORMATS

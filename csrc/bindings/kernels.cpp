@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "program/half.h"
 
 namespace py = pybind11;
 
@@ -53,12 +54,12 @@ py::array_t<float> product(const Weight& weight, const Array& x, const std::stri
     const bool quantize = info(weight.format).activation == ActivationFormat::q15;
     const Quantized q(kernels, x.data(), quantize ? rows : 0, weight.cols);
     const cpu::Activation activation{x.data(), q.digits.data(), q.scale.data(), q.sum16.data()};
-    const cpu::PackedWeight w{weight.format, weight.rows, weight.cols, groups, group_bytes, packed.data()};
+    const cpu::PackedWeight w{cpu::packed_format(weight.format), weight.rows, weight.cols, groups, group_bytes, packed.data()};
     std::vector<float> tile(static_cast<size_t>(rows * cpu::kGroup));
     py::array_t<float> out({rows, weight.rows});
     float* to = out.mutable_data();
     for (int64_t g = 0; g < groups; ++g) {
-        kernels.products[static_cast<size_t>(weight.format)](w, g, activation, 0, rows, tile.data());
+        kernels.products[static_cast<size_t>(w.format)](w, g, activation, 0, rows, tile.data());
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t i = g * cpu::kGroup; i < std::min(weight.rows, (g + 1) * cpu::kGroup); ++i)
                 to[r * weight.rows + i] = tile[static_cast<size_t>(r * cpu::kGroup + i % cpu::kGroup)];
@@ -106,6 +107,15 @@ py::array_t<float> silu_times(const Array& gate, const Array& up, const std::str
 
 void bind_kernels(py::module_& m) {
     py::module_ testing = m.def_submodule("testing", "Single kernels of one SIMD level, for tests.");
+    testing.def(
+        "e4m3",
+        [](const Array& values) {
+            py::array_t<uint8_t> out(values.size());
+            uint8_t* to = out.mutable_data();
+            for (py::ssize_t i = 0; i < values.size(); ++i) to[i] = e4m3_from_f32(values.data()[i]);
+            return out;
+        },
+        py::arg("values"), "The codes of E4M3, uint8, of float32 values.");
     testing.def("product", &product, py::arg("weight"), py::arg("x"), py::arg("simd"));
     testing.def("quantize_q15", &quantize_q15, py::arg("x"), py::arg("simd"));
     testing.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("simd"));

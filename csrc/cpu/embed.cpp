@@ -37,10 +37,10 @@ std::unique_ptr<BoundInstruction> bind(const Embed& instruction, Binder& binder)
     bound->cols = table.cols;
     // Bytes that would have to be made, and that the head has packed anyway, are not kept a second time.
     if (!table.data && binder.is_head(table))
-        bound->packed = binder.pack(table);
+        bound->packed = binder.pack(table), bound->format = bound->packed.format;
     else
         bound->table = binder.keep(table);
-    binder.scratch(row_bytes(table.format, table.cols));
+    binder.scratch(row_bytes(bound->format, table.cols));
     return bound;
 }
 

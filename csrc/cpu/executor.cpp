@@ -51,6 +51,9 @@ Executor::Executor(Program program, const Options& options, const std::function<
       sampler_(static_cast<uint32_t>(program_.vocab)),
       ids_(static_cast<size_t>(program_.max_rows)),
       step_{kernels_, program_, team_} {
+    for (const CacheLayer& layer : program_.caches)
+        if (layer.format == CacheFormat::fp8)
+            throw std::invalid_argument("the CPU serves no fp8 cache, use kv_cache='q8_0' for keys and values of 8 bits");
     const bool in_file = options.resident_experts > 0;
     step_.members.resize(static_cast<size_t>(team_.size()));
     Packing sizes(program_, in_file, &residency_, nullptr);

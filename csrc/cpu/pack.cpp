@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "program/half.h"
+
 namespace llama_ext::cpu {
 namespace {
 
@@ -112,9 +114,20 @@ void pack_elements(int64_t cols, const std::byte* const* rows, std::byte* out) {
     }
 }
 
+void pack_mxfp8(int64_t cols, const std::byte* const* rows, std::byte* out) {
+    std::vector<float> values(static_cast<size_t>(cols));
+    for (int r = 0; r < kGroup; ++r) {
+        dequantize(Format::mxfp8, rows[r], cols, values.data());
+        for (int64_t c = 0; c < cols; ++c) {
+            const uint16_t bits = bf16_from_f32(values[static_cast<size_t>(c)]);
+            std::memcpy(out + sizeof bits * static_cast<size_t>(c * kGroup + r), &bits, sizeof bits);
+        }
+    }
+}
+
 }  // namespace
 
-size_t packed_group_bytes(Format format, int64_t cols) { return kGroup * row_bytes(format, cols); }
+size_t packed_group_bytes(Format format, int64_t cols) { return kGroup * row_bytes(packed_format(format), cols); }
 
 void pack_group(Format format, int64_t cols, const std::byte* source, int rows, std::byte* out) {
     const size_t stride = row_bytes(format, cols);
@@ -145,6 +158,8 @@ void pack_group(Format format, int64_t cols, const std::byte* source, int rows, 
             return pack_blocks<Format::q5_k, 176>(blocks, row, out);
         case Format::q6_k:
             return pack_blocks<Format::q6_k, 210>(blocks, row, out);
+        case Format::mxfp8:
+            return pack_mxfp8(cols, row, out);
     }
 }
 

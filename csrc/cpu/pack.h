@@ -20,8 +20,10 @@ inline constexpr int kGroup = 16;
 //   Q5_0, Q5_1     a block: d, (m,) fifth bits [16] u32, words [4][16]; bit l of byte c of row r's u32 belongs to element 4 l + c
 //   Q4_K, Q5_K     a block of 256: d, dmin, scale words [3][16], (fifth-bit words [8][16],) words [32][16]
 //   Q6_K           a block of 256: d, scale words [4][16], low words [32][16], high words [16][16]
+//   MXFP8          as BF16, which holds its weights (4 digits of a power of two) exactly, but for those below 2^-126: they are
+//                  rounded to multiples of 2^-133
 struct PackedWeight {
-    Format format;
+    Format format;  // packed_format() of the file's
     int64_t rows, cols;
     int64_t groups;  // ceil(rows / 16); rows past the last are zero
     size_t group_bytes;
@@ -29,9 +31,14 @@ struct PackedWeight {
     const std::byte* source = nullptr;  // then: the matrix as it stands in its file
 };
 
+// What a format is once it is packed: itself, but for MXFP8.
+inline Format packed_format(Format format) { return format == Format::mxfp8 ? Format::bf16 : format; }
+
+// format: as in the file, here and below.
 size_t packed_group_bytes(Format format, int64_t cols);
 
-// The reverse of one row: row r (0..15) of a packed group as it stands in a file, row_bytes(format, cols) bytes.
+// The reverse of one row, of a format that packs as itself: row r (0..15) of a packed group as it stands in a file,
+// row_bytes(format, cols) bytes.
 void unpack_row(Format format, int64_t cols, const std::byte* group, int r, std::byte* out);
 
 // rows: how many of the 16 exist (the rest become zero); source row r starts at source + r * row_bytes(format, cols).

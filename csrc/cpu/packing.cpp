@@ -15,7 +15,8 @@ constexpr size_t kAddressSpace = size_t{1} << 62;
 constexpr size_t kPiece = size_t{16} << 20;
 
 PackedWeight unplaced(const Weight& w) {
-    return {w.format, w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols), nullptr};
+    return {
+        packed_format(w.format), w.rows, w.cols, (w.rows + kGroup - 1) / kGroup, packed_group_bytes(w.format, w.cols), nullptr};
 }
 
 }  // namespace
@@ -88,7 +89,7 @@ bool Packing::is_head(const Weight& w) const {
 
 PackedWeight Packing::expert(const Weight& w, int layer, Residency::Part part, int expert) {
     if (!experts_in_file_) return pack(w);
-    if (!w.data || !is_mapped(w.data, w.bytes()))
+    if (!w.data || !is_mapped(w.data, w.bytes()) || packed_format(w.format) != w.format)
         throw std::invalid_argument("'" + w.name + "' is not in a file as it is needed, so it cannot stay there");
     PackedWeight mapped = unplaced(w);
     mapped.source = w.data;

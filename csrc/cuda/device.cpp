@@ -49,13 +49,53 @@ Current::~Current() {
     driver().cuCtxPopCurrent.function(&context);
 }
 
+size_t Device::free_bytes() const {
+    const Current current(*this);
+    size_t free = 0, total = 0;
+    driver().cuMemGetInfo("the memory that is free", &free, &total);
+    return free;
+}
+
 Memory::Memory(DevicePtr device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
     const Current current(*device_);
-    driver().cuMemAlloc("a buffer of " + std::to_string(bytes) + " bytes", &address_, bytes);
+    const CUresult code = driver().cuMemAlloc.function(&address_, bytes);
+    if (code == CUDA_ERROR_OUT_OF_MEMORY) {
+        const size_t free = device_->free_bytes();
+        std::string message = "a buffer of " + std::to_string(bytes) + " bytes does not fit " + device_->name() + ": of its " +
+                              std::to_string(device_->memory_bytes()) + " bytes " + std::to_string(free) + " are free, ";
+        // What is free may lie in pieces.
+        message += bytes > free ? std::to_string(bytes - free) + " are missing" : "in no piece as large";
+        throw DriverError(code, message);
+    }
+    if (code != CUDA_SUCCESS) raise_driver_error(code, "cuMemAlloc", ("a buffer of " + std::to_string(bytes) + " bytes").c_str());
 }
 
 Memory::~Memory() {
-    release(*device_, [this] { driver().cuMemFree.function(address_); });
+    if (owned_) release(*device_, [this] { driver().cuMemFree.function(address_); });
+}
+
+HostMemory::Pinned HostMemory::pin(const Device& device, size_t bytes) {
+    const Current current(device);
+    const std::string purpose = std::to_string(bytes) + " bytes of pinned memory";
+    void* data = nullptr;
+    const CUresult code = driver().cuMemHostAlloc.function(&data, bytes, CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_PORTABLE);
+    if (code == CUDA_ERROR_OUT_OF_MEMORY)
+        throw DriverError(code,
+                          "the host cannot pin " + std::to_string(bytes) +
+                              " bytes of memory: they do not fit beside what it holds, or a limit of the system forbids it");
+    if (code != CUDA_SUCCESS) raise_driver_error(code, "cuMemHostAlloc", purpose.c_str());
+    CUdeviceptr address = 0;
+    try {
+        driver().cuMemHostGetDevicePointer(purpose, &address, data, 0);
+    } catch (...) {
+        driver().cuMemFreeHost.function(data);
+        throw;
+    }
+    return {static_cast<std::byte*>(data), address};
+}
+
+HostMemory::~HostMemory() {
+    release(device(), [this] { driver().cuMemFreeHost.function(data_); });
 }
 
 Module::Module(DevicePtr device, const void* image) : device_(std::move(device)) {

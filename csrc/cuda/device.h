@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "cuda/driver.h"
 #include "cuda/plan.h"
@@ -32,6 +33,7 @@ public:
     int shared_bytes() const { return shared_bytes_; }            // the most that a block can opt in to
     int shared_bytes_each() const { return shared_bytes_each_; }  // of a multiprocessor
     size_t memory_bytes() const { return memory_bytes_; }
+    size_t free_bytes() const;  // of its memory, at this moment
     Card card() const { return {multiprocessors_, shared_bytes_, shared_bytes_each_}; }
 
 private:
@@ -62,10 +64,11 @@ void release(const Device& device, Free free) {
     driver().cuCtxPopCurrent.function(&context);
 }
 
+// Memory of the device. What does not fit is refused with how much is missing.
 class Memory {
 public:
     Memory(DevicePtr device, size_t bytes);
-    ~Memory();
+    virtual ~Memory();
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
@@ -73,10 +76,37 @@ public:
     CUdeviceptr address() const { return address_; }
     size_t bytes() const { return bytes_; }
 
+protected:
+    // Of memory that a class of its own has taken and gives back.
+    Memory(DevicePtr device, size_t bytes, CUdeviceptr address)
+        : device_(std::move(device)), bytes_(bytes), address_(address), owned_(false) {}
+
 private:
     DevicePtr device_;
-    CUdeviceptr address_ = 0;
     size_t bytes_;
+    CUdeviceptr address_ = 0;
+    bool owned_ = true;
+};
+
+// Memory of the host that is pinned, so that copies from and to it need not wait for the host, and that kernels reach at
+// address(), over the bus. Its bytes are whatever they are until they are written.
+class HostMemory final : public Memory {
+public:
+    HostMemory(DevicePtr device, size_t bytes) : HostMemory(device, bytes, pin(*device, bytes)) {}
+    ~HostMemory() override;
+
+    std::byte* data() const { return data_; }
+
+private:
+    struct Pinned {
+        std::byte* data;
+        CUdeviceptr address;
+    };
+    static Pinned pin(const Device& device, size_t bytes);
+    HostMemory(DevicePtr device, size_t bytes, Pinned pinned)
+        : Memory(std::move(device), bytes, pinned.address), data_(pinned.data) {}
+
+    std::byte* data_;
 };
 
 // Kernels by name: those built into this library, each file's loaded when one of its kernels is first asked for.

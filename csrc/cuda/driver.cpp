@@ -73,8 +73,35 @@ Driver open_driver() {
 
 }  // namespace
 
+bool loses_context(CUresult code) {
+    switch (code) {
+        case CUDA_ERROR_CONTEXT_IS_DESTROYED:
+        case CUDA_ERROR_ECC_UNCORRECTABLE:
+        case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+        case CUDA_ERROR_ILLEGAL_ADDRESS:
+        case CUDA_ERROR_LAUNCH_TIMEOUT:
+        case CUDA_ERROR_ASSERT:
+        case CUDA_ERROR_HARDWARE_STACK_ERROR:
+        case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+        case CUDA_ERROR_MISALIGNED_ADDRESS:
+        case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+        case CUDA_ERROR_INVALID_PC:
+        case CUDA_ERROR_LAUNCH_FAILED:
+        case CUDA_ERROR_CONTAINED:
+        case CUDA_ERROR_EXTERNAL_DEVICE:
+            return true;
+        default:
+            return false;
+    }
+}
+
 void raise_driver_error(CUresult code, const char* call, const char* purpose) {
-    throw DriverError(code, std::string(call) + " for " + purpose + ": " + describe(driver(), code));
+    std::string message = std::string(call) + " for " + purpose + ": " + describe(driver(), code);
+    if (loses_context(code))
+        message += "; the device is lost to this process, and with it all memory on it: start a new process";
+    else if (code == CUDA_ERROR_DEVICE_UNAVAILABLE)
+        message += "; another process may have the device to itself (nvidia-smi tells its compute mode), or it must be reset";
+    throw DriverError(code, message);
 }
 
 const Driver& driver() {

@@ -19,6 +19,9 @@ struct DriverError : std::runtime_error {
     CUresult code;
 };
 
+// After one of these nothing works any more in the device's context: its memory is lost, and every call of the process fails.
+bool loses_context(CUresult code);
+
 [[noreturn]] void raise_driver_error(CUresult code, const char* call, const char* purpose);
 
 template <typename Function>
@@ -56,14 +59,24 @@ struct DriverCall<CUresult (*)(Parameters...)> {
     X(cuFuncGetAttribute, 2020)           \
     X(cuFuncSetAttribute, 9000)           \
     X(cuFuncLoad, 12040)                  \
+    X(cuMemGetInfo, 3020)                 \
     X(cuMemAlloc, 3020)                   \
     X(cuMemFree, 3020)                    \
+    X(cuMemHostAlloc, 2020)               \
+    X(cuMemFreeHost, 2000)                \
+    X(cuMemHostGetDevicePointer, 3020)    \
     X(cuMemcpyHtoDAsync, 3020)            \
     X(cuMemcpyDtoHAsync, 3020)            \
+    X(cuMemcpyDtoDAsync, 3020)            \
     X(cuMemsetD8Async, 3020)              \
     X(cuStreamCreate, 2000)               \
     X(cuStreamDestroy, 4000)              \
     X(cuStreamSynchronize, 2000)          \
+    X(cuEventCreate, 2000)                \
+    X(cuEventDestroy, 4000)               \
+    X(cuEventRecord, 2000)                \
+    X(cuEventSynchronize, 2000)           \
+    X(cuEventElapsedTime, 12080)          \
     X(cuStreamBeginCapture, 10010)        \
     X(cuStreamEndCapture, 10000)          \
     X(cuGraphInstantiateWithFlags, 11040) \

@@ -26,16 +26,36 @@ Executable::Executable(std::shared_ptr<const Module> module, Plan plan) : module
 }
 
 Graph::~Graph() {
-    if (handle_) release(executable_->device(), [this] { driver().cuGraphExecDestroy.function(handle_); });
+    if (handle_) release(*device_, [this] { driver().cuGraphExecDestroy.function(handle_); });
 }
 
-Stream::Stream(DevicePtr device) : device_(std::move(device)) {
+Event::Event(DevicePtr device) : device_(std::move(device)) {
+    const Current current(*device_);
+    driver().cuEventCreate("an event", &handle_, CU_EVENT_DEFAULT);
+}
+
+Event::~Event() {
+    release(*device_, [this] { driver().cuEventDestroy.function(handle_); });
+}
+
+double Event::milliseconds_since(const Event& earlier) const {
+    const Current current(*device_);
+    float milliseconds = 0;
+    driver().cuEventSynchronize("an event", earlier.handle_);
+    driver().cuEventSynchronize("an event", handle_);
+    driver().cuEventElapsedTime("the time between two events", &milliseconds, earlier.handle_, handle_);
+    return milliseconds;
+}
+
+Stream::Stream(DevicePtr device) : device_(std::move(device)), owned_(true) {
     const Current current(*device_);
     driver().cuStreamCreate("a stream", &handle_, CU_STREAM_NON_BLOCKING);
 }
 
+Stream::Stream(DevicePtr device, CUstream foreign) : device_(std::move(device)), handle_(foreign), owned_(false) {}
+
 Stream::~Stream() {
-    release(*device_, [this] { driver().cuStreamDestroy.function(handle_); });
+    if (owned_) release(*device_, [this] { driver().cuStreamDestroy.function(handle_); });
 }
 
 void Stream::write(Address to, const void* from, size_t bytes) {
@@ -50,12 +70,28 @@ void Stream::read(void* to, Address from, size_t bytes) {
     driver().cuStreamSynchronize("a copy from the device", handle_);
 }
 
+void Stream::write_async(Address to, const void* from, size_t bytes) {
+    const Current current(*device_);
+    driver().cuMemcpyHtoDAsync("a copy to the device", to.value, from, bytes, handle_);
+}
+
+void Stream::read_async(void* to, Address from, size_t bytes) {
+    const Current current(*device_);
+    driver().cuMemcpyDtoHAsync("a copy from the device", to, from.value, bytes, handle_);
+}
+
+void Stream::copy(Address to, Address from, size_t bytes) {
+    const Current current(*device_);
+    driver().cuMemcpyDtoDAsync("a copy on the device", to.value, from.value, bytes, handle_);
+}
+
 void Stream::fill(Address to, unsigned char byte, size_t bytes) {
     const Current current(*device_);
     driver().cuMemsetD8Async("filling memory", to.value, byte, bytes, handle_);
 }
 
-void Stream::launch(const Executable& executable) {
+void Stream::run(const Executable& executable) {
+    const Current current(*device_);
     CUlaunchAttribute programmatic{};
     programmatic.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     programmatic.value.programmaticStreamSerializationAllowed = 1;
@@ -75,18 +111,13 @@ void Stream::launch(const Executable& executable) {
     }
 }
 
-void Stream::run(const Executable& executable) {
+std::unique_ptr<Graph> Stream::capture(const std::function<void()>& work) {
     const Current current(*device_);
-    launch(executable);
-}
-
-std::unique_ptr<Graph> Stream::capture(std::shared_ptr<const Executable> executable) {
-    const Current current(*device_);
-    std::unique_ptr<Graph> result(new Graph(executable));
+    std::unique_ptr<Graph> result(new Graph(device_));
     driver().cuStreamBeginCapture("a graph", handle_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
     CUgraph graph = nullptr;
     try {
-        launch(*executable);
+        work();
     } catch (...) {
         driver().cuStreamEndCapture.function(handle_, &graph);
         if (graph) driver().cuGraphDestroy.function(graph);
@@ -99,9 +130,20 @@ std::unique_ptr<Graph> Stream::capture(std::shared_ptr<const Executable> executa
     return result;
 }
 
+std::unique_ptr<Graph> Stream::capture(std::shared_ptr<const Executable> executable) {
+    std::unique_ptr<Graph> graph = capture([&] { run(*executable); });
+    graph->executable_ = std::move(executable);
+    return graph;
+}
+
 void Stream::run(const Graph& graph) {
     const Current current(*device_);
     driver().cuGraphLaunch("a graph", graph.handle_, handle_);
+}
+
+void Stream::record(const Event& event) {
+    const Current current(*device_);
+    driver().cuEventRecord("an event", event.handle_, handle_);
 }
 
 void Stream::synchronize() {

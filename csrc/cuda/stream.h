@@ -4,7 +4,9 @@
 #include <cuda.h>
 
 #include <cstddef>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cuda/device.h"
@@ -33,7 +35,8 @@ private:
     std::vector<std::vector<void*>> parameters_;  // a launch: where each argument's value lies
 };
 
-// A captured executable: one call launches it all. What changes from step to step is read from device memory.
+// Captured work: one call launches it all, again and again. What changes from step to step is read from device memory, or copied
+// from pinned memory by the graph itself, which reads it anew at each run.
 class Graph {
 public:
     ~Graph();
@@ -42,16 +45,38 @@ public:
 
 private:
     friend class Stream;
-    explicit Graph(std::shared_ptr<const Executable> executable) : executable_(std::move(executable)) {}
+    explicit Graph(DevicePtr device) : device_(std::move(device)) {}
 
-    std::shared_ptr<const Executable> executable_;
+    DevicePtr device_;
+    std::shared_ptr<const Executable> executable_;  // if the graph is of one
     CUgraphExec handle_ = nullptr;
+};
+
+// A moment in a stream.
+class Event {
+public:
+    explicit Event(DevicePtr device);
+    ~Event();
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+
+    // From `earlier` to this one, on the device's clock. Waits until both are over.
+    double milliseconds_since(const Event& earlier) const;
+
+private:
+    friend class Stream;
+
+    DevicePtr device_;
+    CUevent handle_ = nullptr;
 };
 
 // Work in order. One thread uses it at a time.
 class Stream {
 public:
     explicit Stream(DevicePtr device);
+    // Another library's stream (torch's), of the device's primary context; it must outlive this. Null is the default stream,
+    // which cannot be captured.
+    Stream(DevicePtr device, CUstream foreign);
     ~Stream();
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;
@@ -61,18 +86,27 @@ public:
     // Both return when the bytes are there, and with them all that was launched before.
     void write(Address to, const void* from, size_t bytes);
     void read(void* to, Address from, size_t bytes);
+
+    // These are done when the stream comes to them: the host's side must be pinned (HostMemory) and left alone until then.
+    void write_async(Address to, const void* from, size_t bytes);
+    void read_async(void* to, Address from, size_t bytes);
+    void copy(Address to, Address from, size_t bytes);  // on the device
     void fill(Address to, unsigned char byte, size_t bytes);
 
     void run(const Executable& executable);
-    std::unique_ptr<Graph> capture(std::shared_ptr<const Executable> executable);
     void run(const Graph& graph);
+    void record(const Event& event);
     void synchronize();
 
-private:
-    void launch(const Executable& executable);
+    // Captures what `work` puts into this stream: run(executable), copy, fill, write_async and read_async. Executables and memory
+    // that it names must outlive the graph. Whatever waits is refused meanwhile.
+    std::unique_ptr<Graph> capture(const std::function<void()>& work);
+    std::unique_ptr<Graph> capture(std::shared_ptr<const Executable> executable);
 
+private:
     DevicePtr device_;
     CUstream handle_ = nullptr;
+    bool owned_;
 };
 
 }  // namespace llama_ext::cuda

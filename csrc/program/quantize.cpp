@@ -154,6 +154,17 @@ QUANTIZE_INLINE float block_affine(const float* x, std::byte* out) {
     return largest;
 }
 
+// MXFP8: the scale is 2^(floor(log2(max|x|)) - 8), so that the largest element lies in E4M3's last binade, [256, 512); what
+// rounds beyond 448 there becomes 448. Below 2^-119 the scale stays at the least there is, 2^-127.
+QUANTIZE_INLINE float block_mxfp8(const float* x, std::byte* out) {
+    constexpr uint32_t kLastBinade = 8;
+    const uint32_t exponent = largest_magnitude_bits(x, 32) >> 23, scale = exponent > kLastBinade ? exponent - kLastBinade : 0;
+    out[0] = static_cast<std::byte>(scale);
+    const float inverse = __builtin_bit_cast(float, (254 - scale) << 23);
+    for (int i = 0; i < 32; ++i) out[1 + i] = static_cast<std::byte>(e4m3_from_f32(x[i] * inverse));
+    return 0;
+}
+
 // ---- Q4_K, Q5_K, Q6_K: 256 weights under one or two f16 factors ---------------------------------------------------------------
 // A lane is a sub-block, so that sums over a sub-block are sums of whole vectors, in the same order at every level.
 
@@ -469,6 +480,9 @@ QUANTIZE_INLINE Outcome quantize_row(Format format, const float* x, int64_t cols
             break;
         case Format::q6_k:
             kept = blocks<block_q6_k, 210, 256>(x, cols, out);
+            break;
+        case Format::mxfp8:
+            kept = blocks<block_mxfp8, 33>(x, cols, out);
             break;
     }
     return {true, kept < kF16Overflow};

@@ -21,6 +21,8 @@ QuantizeLevel quantize_level(std::string_view simd);  // of a kernel level's nam
 //                       f16, and they are those of a block of zeros
 //   Q4_K, Q5_K, Q6_K    a search of our own for the scales that leave the least weighted squared error; ggml's blocks, not its
 //   bytes
+//   MXFP8               as the OCP Microscaling Formats Specification (v1.0, 6.3) converts: a scale of
+//                       2^(floor(log2(max|x|)) - 8) a block, elements rounded to nearest, ties to even, and at most 448
 // Throws std::invalid_argument for columns that do not fill the format's blocks, for a NaN or an infinity, and for weights too
 // large for the format; `out` is then undefined. Needs the default floating-point mode: nearest, subnormals kept.
 void quantize(Format format, const float* source, int64_t cols, std::byte* out, QuantizeLevel level = QuantizeLevel::avx512);

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_ext import _core
-from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.checkpoint.source import Bytes, Source, Tensor
 from llama_ext.config.layout import is_router, is_vector
 from llama_ext.errors import CheckpointError, OptionError
@@ -24,9 +23,9 @@ def weight_format(name: object) -> str:
     Raises:
         OptionError: there is none.
     """
-    if isinstance(name, str) and name.upper() in FORMATS:
+    if isinstance(name, str) and name.upper() in _core.formats:
         return name.upper()
-    raise OptionError(f"weights={name!r:.40} is unknown; use one of {', '.join(sorted(FORMATS)).lower()}.")
+    raise OptionError(f"weights={name!r:.40} is unknown; use one of {', '.join(sorted(_core.formats)).lower()}.")
 
 
 def fitting_format(format: str, cols: int) -> str:
@@ -34,7 +33,7 @@ def fitting_format(format: str, cols: int) -> str:
 
     That is Q8_0, with its blocks of 32, and BF16 where they do not fit either.
     """
-    return next(name for name in (format, "Q8_0", "BF16") if cols % FORMATS[name].block_size == 0)
+    return next(name for name in (format, "Q8_0", "BF16") if cols % _core.formats[name][0] == 0)
 
 
 def quantized(source: Source, format: str, threads: int = 1) -> Source:
@@ -45,7 +44,7 @@ def quantized(source: Source, format: str, threads: int = 1) -> Source:
 
     Args:
         source: any checkpoint.
-        format: a key of `FORMATS`, in upper or lower case.
+        format: a key of `_core.formats`, in upper or lower case.
         threads: to quantize with.
 
     Raises:

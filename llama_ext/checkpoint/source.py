@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_ext import _core
-from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.config import LlamaConfig
 from llama_ext.config.layout import is_router, is_vector, layout
 
@@ -27,7 +26,7 @@ class Tensor:
 
     Attributes:
         stored: what it is called in the checkpoint, unique there; a part of a tensor is named "tensor[part]".
-        format: a key of `llama_ext.checkpoint.gguf.FORMATS`.
+        format: a key of `_core.formats`.
         rows: outputs; 1 of a vector.
         cols: inputs, elements.
         data: its bytes [nbytes], a view of the mapped file, or a function that makes them, in new memory each time.
@@ -50,8 +49,8 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        form = FORMATS[self.format]
-        return self.rows * (self.cols // form.block_size) * form.block_bytes
+        block, size, _ = _core.formats[self.format]
+        return self.rows * (self.cols // block) * size
 
     def read(self) -> Bytes:
         """The bytes [nbytes], contiguous."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from llama_ext import _core
+from llama_ext.checkpoint.gguf import FORMATS
 from llama_ext.checkpoint.names import GgufName, GgufWeights, gguf_names
 from llama_ext.checkpoint.quantized import QuantizedSource
 from llama_ext.checkpoint.source import Bytes, Source, to_float32
@@ -145,6 +146,8 @@ def _entry(source: Source, name: GgufName) -> _Entry:
     """A tensor of the file, from one of the layout or from the experts that it stacks."""
     tensors = [source.tensor(part) for part in name.parts]
     first = tensors[0]
+    if first.format not in FORMATS:
+        raise OptionError(f"a GGUF file cannot hold {first.format}, use one of {', '.join(FORMATS).lower()}.")
     for tensor in tensors:
         if (tensor.format, tensor.rows, tensor.cols) != (first.format, first.rows, first.cols):
             raise CheckpointError(

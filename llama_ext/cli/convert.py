@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from llama_ext.checkpoint.gguf import FORMATS
     from llama_ext.checkpoint.open import open_source
     from llama_ext.checkpoint.quantized import QuantizedSource, quantized, weight_format
     from llama_ext.checkpoint.write import write_gguf
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
     if not 1 <= threads <= 1024:
         raise OptionError(f"--threads must be from 1 to 1024, not {options.threads}.")
     form = None if options.weights is None else weight_format(options.weights)
+    if form is not None and form not in FORMATS:
+        raise OptionError(f"--weights {options.weights}: a GGUF file cannot hold {form}; use one of {_FORMATS}.")
     output = Path(options.output)
     if output.exists() and not output.is_dir() and not options.force:  # said before a model is downloaded
         raise OptionError(f"{output}: is there already; give another name, or --force to replace it.")

@@ -80,6 +80,10 @@ def test_errors(capsys: Capture, folder: Path, tmp_path: Path) -> None:
         (("-m", folder, "-o", out), "is there already; give another name, or --force"),
         (("-m", folder, "-o", tmp_path), "is a folder; give the name of a file"),
         (("-m", folder, "-o", tmp_path / "b.gguf", "--weights", "q3"), "--weights q3 is unknown; use one of"),
+        (
+            ("-m", folder, "-o", tmp_path / "b.gguf", "--weights", "mxfp8"),
+            "--weights mxfp8: a GGUF file cannot hold MXFP8; use one of f32, f16,",
+        ),
         (("-m", folder, "-o", tmp_path / "b.gguf", "-t", 0), "--threads must be from 1 to 1024, not 0"),
         (("-m", tmp_path / "no", "-o", tmp_path / "b.gguf"), "cannot be opened"),
         (("-m", folder, "-o", tmp_path / "no" / "b.gguf"), "cannot be written"),

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cuda_worker import Remote
+from numpy.typing import NDArray
 
 import llama_ext
 from llama_ext import _core
@@ -87,16 +89,12 @@ def test_what_the_driver_refuses(card_of: Callable[[str], Remote], nvcc: str, tm
     card = card_of("sm_80")
     error = card.call("driver_error", case="ordinal")
     assert error == "ValueError: there is no CUDA device 7: the driver reports 1, counted from 0"
-    error = card.call("driver_error", case="memory")
-    assert error.startswith(f"RuntimeError: cuMemAlloc for a buffer of {1 << 60} bytes: CUDA_ERROR_OUT_OF_MEMORY (")
     assert card.call("driver_error", case="part") == (
         "ValueError: part: 97 bytes from 4000 on do not lie in a buffer of 4096 bytes"
     )
     assert card.call("driver_error", case="write") == "ValueError: write: 9 bytes do not fit a buffer of 8 bytes"
     error = card.call("driver_error", case="image", image=b"no image")
     assert re.match(r"RuntimeError: cuModuleLoadData for the kernels: CUDA_ERROR_INVALID_(IMAGE|PTX) \(", error)
-    error = card.call("driver_error", case="kernel", image=made["compute_80"])
-    assert error.startswith("RuntimeError: cuModuleGetFunction for rms_norm: CUDA_ERROR_NOT_FOUND (")
     error = card.call("driver_error", case="image", image=made["compute_90"])
     assert re.fullmatch(
         r"RuntimeError: the kernels hold no code for .*, compute capability 8.0: build llama_ext with it in "
@@ -105,14 +103,129 @@ def test_what_the_driver_refuses(card_of: Callable[[str], Remote], nvcc: str, tm
     )
 
 
-def load_error(library: str) -> str:
+def normed(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    exact = x.astype(np.float64)
+    return np.asarray(exact / np.sqrt((exact**2).mean()))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[NDArray[np.float32]]:
+    random = np.random.default_rng(7)
+    return [(random.standard_normal(100) * scale).astype(np.float32) for scale in (1, 100, 0.01)]
+
+
+def test_a_graph_of_copies_and_launches(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    """Each run takes what lies in pinned memory then. A norm of a norm is the norm."""
+    for seed in range(3):
+        results = card.call("cases_host.replays", seed=seed, inputs=inputs)
+        for x, y in zip(inputs, results, strict=True):
+            np.testing.assert_allclose(y, normed(x), rtol=2e-6)
+
+
+def test_kernels_reach_memory_of_the_host(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    for seed, x in enumerate(inputs):
+        np.testing.assert_allclose(card.call("cases_host.in_place", seed=seed, x=x), normed(x), rtol=1e-6)
+
+
+def test_a_stream_of_another_library(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    y, codes = card.call("cases_host.foreign_stream", x=inputs[0])
+    np.testing.assert_allclose(y, normed(inputs[0]), rtol=1e-6)
+    assert codes == [0, 0]  # it is still there, and its owner's to destroy
+
+
+def test_events(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    assert 0 < card.call("cases_host.elapsed", x=inputs[0]) < 60_000
+
+
+def test_free_memory(card_of: Callable[[str], Remote]) -> None:
+    before, between, after = card_of("sm_90").call("cases_host.memory_left", bytes=1 << 20)
+    assert (before - between, after) == (1 << 20, before)
+
+
+def test_too_little_memory(card_of: Callable[[str], Remote]) -> None:
+    device, host = card_of("sm_90").call("cases_host.sentence", case="memory")
+    found = re.fullmatch(
+        r"RuntimeError: a buffer of (\d+) bytes does not fit .*: of its (\d+) bytes (\d+) are free, "
+        r"1000 are missing",
+        device,
+    )
+    assert found, device
+    assert int(found[1]) - 1000 == int(found[3]) <= int(found[2])
+    assert host.startswith(f"RuntimeError: the host cannot pin {1 << 60} bytes of memory: ")
+
+
+def test_copies_of_other_sizes(card_of: Callable[[str], Remote]) -> None:
+    assert card_of("sm_90").call("cases_host.sentence", case="sizes") == [
+        "ValueError: write_async: 60 bytes of the host, 64 bytes of the device, must be as many",
+        "ValueError: read_async: 60 bytes of the host, 64 bytes of the device, must be as many",
+        "ValueError: copy: 8 bytes to 64 bytes, must be as many",
+    ]
+
+
+def test_what_a_capture_refuses(card_of: Callable[[str], Remote]) -> None:
+    """Whatever waits; the stream is as it was afterwards. And a stream that cannot be captured."""
+    said = card_of("sm_90").call("cases_host.sentence", case="capture")
+    assert said[0].startswith("RuntimeError: cuStreamSynchronize for a copy to the device: CUDA_ERROR_STREAM_CAPTURE_")
+    assert said[1] == "nothing"
+    assert said[2].startswith("RuntimeError: cuStreamBeginCapture for a graph: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED (")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "fault"),
+    [
+        ("y[1 << 20] = 1;", "ILLEGAL_ADDRESS", "out_of_bounds"),
+        ("*(float *)((char *)y + 2) = 1;", "MISALIGNED_ADDRESS", "misaligned"),
+        ('asm volatile("trap;");', "(ILLEGAL_INSTRUCTION|LAUNCH_FAILED)", "trap"),
+    ],
+)
+def test_a_lost_device(
+    card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path, body: str, code: str, fault: str
+) -> None:
+    """A kernel's fault is the end of the process's context, and every sentence after it says so."""
+    source = tmp_path / "broken.cu"
+    parameters = "const float *x, const float *weight, float *y, int n, float eps"
+    source.write_text(f'extern "C" __global__ void rms_norm({parameters}) {{ {body} }}\n')
+    image = tmp_path / "broken.ptx"
+    subprocess.run([nvcc, "-ptx", "-arch=compute_80", "-o", image, source], check=True, timeout=120)
+    said, kinds = card_of("sm_80").outcome("cases_host.sentence", case="kernel", image=image.read_bytes() + b"\0")
+    assert kinds == [fault]
+    assert re.fullmatch(r"RuntimeError: cu\w+ for [^:]+: CUDA_ERROR_.*", said[0])
+    for sentence in said:
+        assert re.fullmatch(
+            rf"RuntimeError: cu\w+ for [^:]+: CUDA_ERROR_{code} \(.*\); the device is lost to this process, and with "
+            r"it all memory on it: start a new process",
+            sentence,
+        )
+
+
+def test_an_image_takes_the_place_of_kernels_of_its_names(
+    card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path, inputs: list[NDArray[np.float32]]
+) -> None:
+    """Of those alone: an image without a kernel of the name leaves ours in place."""
+    parameters = "const float *x, const float *weight, float *y, int n, float eps"
+    results = []
+    for name in ("rms_norm", "rms_norm_of_another_name"):
+        source, image = tmp_path / "image.cu", tmp_path / "image.ptx"
+        source.write_text(
+            f'extern "C" __global__ void {name}({parameters}) {{ if (threadIdx.x < n) y[threadIdx.x] = 7; }}\n'
+        )
+        subprocess.run([nvcc, "-ptx", "-arch=compute_80", "-o", image, source], check=True, timeout=120)
+        y, _ = card_of("sm_80").call(
+            "rms_norm", x=inputs[0][None, :8], weight=None, eps=0.0, image=image.read_bytes() + b"\0"
+        )
+        results.append(y[0])
+    assert (results[0] == 7).all()
+    np.testing.assert_allclose(results[1], normed(inputs[0][:8]), rtol=1e-6)
+
+
+def load_error(library: str, **environment: str) -> str:
     """What load(device="cuda") says, in a process of its own that takes `library` for the driver."""
     code = (
         "import llama_ext\n"
         "try: llama_ext.load('x.gguf', device='cuda')\n"
         "except llama_ext.OptionError as error: print(error)"
     )
-    environment = {**os.environ, "LLAMA_EXT_LIBCUDA": library}
+    environment = {**os.environ, "LLAMA_EXT_LIBCUDA": library, **environment}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=True
     )
@@ -135,6 +248,26 @@ def test_load_without_a_driver() -> None:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         assert "there is no CUDA driver (libcuda.so.1: " in load_error("")
+
+
+def test_load_without_a_device(virtual_gpu: Path) -> None:
+    assert load_error(str(virtual_gpu), LLAMA_EXT_VGPU_DEVICES="0") == (
+        "device='cuda': the CUDA driver finds no device: check that nvidia-smi lists one and that CUDA_VISIBLE_DEVICES "
+        "does not hide it, or use device='cpu'."
+    )
+
+
+def test_load_with_an_old_driver(virtual_gpu: Path) -> None:
+    """One that lacks entry points, and one that says it itself."""
+    for version, sentence in (
+        ("12020", r"the CUDA driver has no cu\w+ of version 12.\d"),
+        ("12080", r"the CUDA driver serves CUDA 12.8"),
+    ):
+        assert re.fullmatch(
+            rf"device='cuda': {sentence}; llama_ext needs a driver for CUDA 13.0 or later \(580 or later\): update the "
+            r"NVIDIA driver, or use device='cpu'.",
+            load_error(str(virtual_gpu), LLAMA_EXT_VGPU_DRIVER=version),
+        )
 
 
 def test_load_with_a_device(virtual_gpu: Path) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tolerances
+from models import deviation
 from tiny_model import FFN, HIDDEN, write_tiny
 
 import llama_ext
 from llama_ext.loading import open_checkpoint
 from llama_ext.machine import physical_cores
+from llama_ext.reference import ReferenceSession
 
 
 def test_smollm2_by_name(smollm2: llama_ext.Llama) -> None:
@@ -38,6 +41,17 @@ def test_cache_formats_and_context(tiny_path: Path, kv_cache: str) -> None:
     assert llm.generate("abc", max_new_tokens=5).timings.prompt_tokens == 3
 
 
+def test_mxfp8(tiny_path: Path) -> None:
+    """It is converted into in memory; on a CPU it lies as bf16, and the planner counts it so."""
+    llm = llama_ext.load(tiny_path, weights="mxfp8", kv_cache="f32", threads=2)
+    matrices = [w for w in llm.checkpoint.weights if w.rows > 1]
+    assert {w.format for w in matrices} == {"MXFP8"}
+    assert sum(2 * w.rows * w.cols for w in matrices) <= llm.checkpoint.weight_sizes().total
+    session, reference = llm.session(), ReferenceSession(llm.program)
+    ids = [5, 17, 99, 3]
+    assert deviation(session.logits(ids), reference.logits(ids)) < tolerances.EXECUTOR_FLOAT
+
+
 def test_a_q8_0_cache_that_does_not_fit(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "forty.gguf", head_dim=40)
     assert llama_ext.load(path, threads=1).generate("abc", max_new_tokens=2).timings.prompt_tokens == 3
@@ -61,6 +75,7 @@ def test_progress_counts_bytes(tiny_path: Path) -> None:
         ({"device": 3}, "device=3 is unknown"),
         ({"weights": "q2_k"}, "weights='q2_k' is unknown; use one of .*q4_0"),
         ({"weights": 4}, "weights=4 is unknown"),
+        ({"kv_cache": "fp8"}, "the CPU serves no fp8 cache, use kv_cache='q8_0' for keys and values of 8 bits."),
         ({"resident_limit": "much"}, "resident_limit must be a number of bytes or a size such as '8GB', not 'much'"),
         ({"resident_limit": 0}, "resident_limit must be a number of bytes"),
         ({"resident_limit": True}, "resident_limit must be a number of bytes"),

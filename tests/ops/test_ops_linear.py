@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gguf
+import numpy as np
 import ops_oracles as oracle
 import pytest
 import torch
 
-from llama_ext import ops
+from llama_ext import _core, ops
 
 
 @pytest.mark.parametrize("dtype", oracle.DTYPES)
@@ -126,3 +127,13 @@ def test_bad_inputs(x: torch.Tensor, weight: torch.Tensor, format: str, message:
 def test_formats_are_gguf_s() -> None:
     for name, (per_block, block_bytes, _) in oracle.BLOCK_FORMATS.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (per_block, block_bytes)
+
+
+def test_mxfp8() -> None:
+    """Its numbers are bfloat16's, and so is its product."""
+    values = np.random.default_rng(3).normal(size=(40, 96)).astype(np.float32)
+    data = _core.quantize_array(values, "MXFP8")
+    exact = torch.from_numpy(_core.Weight("w", "MXFP8", 40, 96, data).dequantize())
+    x = oracle.normal(3, 96)
+    ours = ops.linear(x, torch.from_numpy(data), "MXFP8")
+    assert torch.equal(ours, ops.linear(x, exact.bfloat16(), "BF16"))

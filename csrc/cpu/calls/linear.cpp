@@ -47,12 +47,12 @@ void linear(const Kernels& kernels, const LinearCall& call, const Parallel& para
     Input input;
     const Activation x = prepare(kernels, call, &input, parallel);
     const size_t group_bytes = packed_group_bytes(call.format, call.cols), stride = row_bytes(call.format, call.cols);
-    const ProductFn product = kernels.products[static_cast<size_t>(call.format)];
+    const ProductFn product = kernels.products[static_cast<size_t>(packed_format(call.format))];
     const int64_t groups = (call.outputs + kGroup - 1) / kGroup;
     parallel(groups, grain(kGroup * call.cols), [&](int64_t begin, int64_t end) {
         std::vector<std::byte> packed(group_bytes);
         std::vector<float> tile(static_cast<size_t>(std::min(call.rows, kRowBlock) * kGroup));
-        const PackedWeight weight{call.format, kGroup, call.cols, 1, group_bytes, packed.data()};
+        const PackedWeight weight{packed_format(call.format), kGroup, call.cols, 1, group_bytes, packed.data()};
         for (int64_t g = begin; g < end; ++g) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, call.outputs - first);
             pack_group(call.format, call.cols, call.weight + static_cast<size_t>(first) * stride, static_cast<int>(count),
