@@ -1,7 +1,7 @@
 """Types of the compiled module; what each thing means stands in csrc/."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -322,6 +322,9 @@ class testing:
         x: npt.NDArray[np.float32], simd: str
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
     @staticmethod
+    def pack(*, format: str, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A checkpoint's bytes of a matrix in the layout of the device (csrc/cuda/kernels/packed.h)."""
+    @staticmethod
     def rms_norm(
         x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32] | None, eps: float, simd: str
     ) -> npt.NDArray[np.float32]: ...
@@ -479,13 +482,32 @@ class cuda:
     @staticmethod
     def product(
         *,
-        weight: cuda.Buffer,
-        x: cuda.Buffer,
-        residual: cuda.Buffer | None = None,
-        y: cuda.Buffer,
+        weight: cuda.Buffer | None = None,
+        format: str,
         rows: int,
         cols: int,
-    ) -> cuda.Plan: ...
+        step: cuda.Buffer,
+        max_rows: int,
+        which: Literal["all", "logits"] = "all",
+        x: cuda.Buffer,
+        norm: cuda.Buffer | None = None,
+        eps: float = 0.0,
+        epilogue: Literal["store", "add", "silu_times_up", "rotate"] = "store",
+        y: cuda.Buffer,
+        y_stride: int | None = None,
+        table: cuda.Buffer | None = None,
+        rotated: int = 0,
+        pairs: int = 0,
+        groups: dict[str, cuda.Buffer | int] | None = None,
+        experts: cuda.Buffer | None = None,
+        offset: int = 0,
+        gathered: bool = False,
+        scaled: bool = False,
+    ) -> cuda.Plan:
+        """weight: packed [rows, cols], or None with experts, the addresses of theirs. y_stride: the results of a row if not given.
+
+        groups: "count", "expert", "first", "row", "score" and the number "max_groups" (csrc/cuda/product.h).
+        """
     @staticmethod
     def attention_append(
         *,

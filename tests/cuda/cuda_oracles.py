@@ -50,14 +50,6 @@ def check_rms_norm(actual: Array, x: Array, weight: Array | None, eps: float) ->
     check(actual, value, np.abs(value), tolerances.CUDA_RMS_NORM)
 
 
-def check_product(actual: Array, weight: Array, x: Array, residual: Array | None) -> None:
-    wide = load(weight, "bf16")
-    value, magnitude = wide @ x.astype(np.float64), np.abs(wide) @ np.abs(x.astype(np.float64))
-    if residual is not None:
-        value, magnitude = value + residual, magnitude + np.abs(residual)
-    check(actual, value, magnitude, tolerances.cuda_product(weight.shape[1]))
-
-
 def visible(position: int, mask: str, extent: int) -> NDArray[np.int64]:
     """The keys that a query at `position` sees, straight from the definition of each mask."""
     keys = np.arange(position + 1)

@@ -82,31 +82,24 @@ def rms_norm(
     return card.floats(y).reshape(rows, n), plan.kernels
 
 
-def product(
-    weight: Array,
-    x: Array,
-    residual: Array | None,
-    in_place: bool = False,
-    captured: bool = False,
-    image: bytes | None = None,
-) -> Array:
-    """weight: uint16, the bits of bf16.  in_place: the residual is also the result."""
-    card = Card(image)
-    rows, cols = weight.shape
-    added = None if residual is None else card.upload(residual)
-    y = added if in_place and added else card.output(rows)
-    plan = cuda.product(weight=card.upload(weight), x=card.upload(x), residual=added, y=y, rows=rows, cols=cols)
-    card.run(plan, captured)
-    return card.floats(y)
-
-
 def norm_and_product(x: Array, norm: Array, weight: Array, captured: bool = False, image: bytes | None = None) -> Array:
-    """x + W rms_norm(x), in place: each launch reads what the one before it wrote."""
+    """x + W rms_norm(x), in place, normalised: each launch reads what the one before it wrote.  weight: bf16, as it is packed"""
     card = Card(image)
     rows, cols = weight.shape
     stream, normed = card.upload(x), card.output(cols)
+    step = card.upload(np.array([0, 0, 1], np.int64))  # of one row
     plan = cuda.rms_norm(x=stream, weight=card.upload(norm), y=normed, rows=1, n=cols, eps=1e-5)
-    plan += cuda.product(weight=card.upload(weight), x=normed, residual=stream, y=stream, rows=rows, cols=cols)
+    plan += cuda.product(
+        weight=card.upload(cuda.pack(format="BF16", rows=rows, cols=cols, data=weight.view(np.uint8))),
+        format="BF16",
+        rows=rows,
+        cols=cols,
+        step=step,
+        max_rows=1,
+        x=normed,
+        epilogue="add",
+        y=stream,
+    )
     plan += cuda.rms_norm(x=stream, weight=None, y=normed, rows=1, n=cols, eps=1e-5)
     card.run(plan, captured)
     return card.floats(normed)
@@ -206,7 +199,11 @@ def plans() -> dict[str, str]:
     at = {"keys": buffer, "values": buffer, "position": buffer, "cache": cache}
     return {
         "rms_norm": str(cuda.rms_norm(x=buffer, weight=None, y=buffer, rows=3, n=576, eps=1e-5)),
-        "product": str(cuda.product(weight=buffer, x=buffer, y=buffer, rows=100, cols=64)),
+        "product": str(
+            cuda.product(
+                weight=buffer, format="BF16", rows=100, cols=64, step=buffer, max_rows=3, x=buffer, y=buffer, epilogue="add"
+            )
+        ),
         "attention": str(
             cuda.attention_append(k=buffer, v=buffer, **at)
             + cuda.attention(
@@ -232,7 +229,9 @@ def wrong_arguments(operation: str, **changes: Any) -> str:
     at: dict[str, Any] = {"keys": big, "values": big, "position": big}
     arguments: dict[str, dict[str, Any]] = {
         "rms_norm": {"x": big, "weight": None, "y": big, "rows": 3, "n": 576, "eps": 1e-5},
-        "product": {"weight": big, "x": big, "y": big, "rows": 100, "cols": 64},
+        "product": {
+            "weight": big, "format": "Q4_0", "rows": 100, "cols": 64, "step": big, "max_rows": 4, "x": big, "y": big
+        },
         "attention_append": {"k": big, "v": big, **at},
         "attention": {
             "q": big, "scratch": big, "out": big, "heads": 6, "splits": 4, "mask": ("global", 0), "scale": 1.0, **at
@@ -240,7 +239,7 @@ def wrong_arguments(operation: str, **changes: Any) -> str:
     }  # fmt: skip
     call = arguments[operation] | {name: value for name, value in changes.items() if name not in layer}
     for name, value in call.items():
-        if isinstance(value, str):  # "offset+bytes" of a buffer
+        if isinstance(value, str) and "+" in value:  # "offset+bytes" of a buffer
             offset, size = value.split("+")
             call[name] = big.part(int(offset), int(size))
     if operation.startswith("attention"):

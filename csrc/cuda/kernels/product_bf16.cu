@@ -1,0 +1,3 @@
+#include "cuda/kernels/product.cuh"
+
+LLAMA_EXT_PRODUCTS(bf16, WeightsBf16)

@@ -1,0 +1,3 @@
+#include "cuda/kernels/product.cuh"
+
+LLAMA_EXT_PRODUCTS(mxfp8, WeightsMxfp8)
