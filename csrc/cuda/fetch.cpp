@@ -1,5 +1,6 @@
 #include "cuda/fetch.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/check.h"
@@ -24,8 +25,11 @@ Plan fetch(const FetchCall& call, const Card& card) {
     require_address("fetch", "cards", call.cards, 16);
     require_address("fetch", "pool", call.pool, 16);
 
+    // As many blocks as an expert keeps busy.
+    constexpr int64_t kRound = kFetchThreads * 16;  // bytes of a block at a time
+    const int64_t blocks = std::min<int64_t>((call.bytes + kRound - 1) / kRound, card.multiprocessors);
     return {{{"fetch",
-              {static_cast<uint32_t>(card.multiprocessors), 1, 1},
+              {static_cast<uint32_t>(blocks), 1, 1},
               {kFetchThreads, 1, 1},
               static_cast<uint32_t>((call.slots + 31) / 32 * 4),
               {{"count", call.groups.count},

@@ -281,7 +281,8 @@ __device__ __forceinline__ void route(const uint8_t* quants, const uint8_t* scal
         // Wraps to 0 with the last block: ready for the next launch.
         const uint32_t before = lane == 0 ? atomicInc(arrived, gridDim.x - 1) : 0;
         last = __shfl_sync(kWholeWarp, before, 0) == gridDim.x - 1;
-        if (last) __threadfence();
+        __threadfence();
+        __syncwarp();  // what lane 0 has learnt, all may read
         if (kRows == 1 && last) sort_one(logits, experts, top_k, scoring, shared, to);
     } else {
         const int64_t quads = hidden / 4, share = (quads + gridDim.x - 1) / gridDim.x;
