@@ -88,3 +88,35 @@ def attention(
                 after.append(card.stream.read(buffer).view(plane.dtype).reshape(plane.shape))
         results.append((found[: len(rows)], after))
     return results
+
+
+def plans_in_turn(widths: list[int], steps: list[tuple[int, Array]], **arguments: Any) -> list[Array]:
+    """The same step by plans for other numbers of rows, one after the other over the same scratch. -> out of each"""
+    card = Card()
+    ((position, rows),) = steps
+    heads, kv_heads, head_dim = (arguments[name] for name in ("heads", "kv_heads", "head_dim"))
+    planes, mask = arguments.pop("planes"), arguments.pop("mask")
+    start, _, _ = arguments.pop("start"), arguments.pop("held"), arguments.pop("max_rows")
+    caches = [card.upload(plane) for plane in planes]
+    state = card.upload(np.array([*(cache.address for cache in caches), 0, 0, planes[0].shape[1]], np.uint64))
+    sizes = {"heads": heads, "head_dim": head_dim, "splits": arguments["splits"]}
+    scratch = cuda.Buffer(card.device, cuda.attention_scratch_bytes(max_rows=max(widths), **sizes))
+    card.stream.fill(scratch, 0)
+    results = []
+    for max_rows in widths:
+        width = (heads + 2 * kv_heads) * head_dim
+        qkv, out = cuda.Buffer(card.device, 4 * max_rows * width), card.output(max_rows * heads * head_dim)
+        card.stream.write(qkv, rows)
+        plan = cuda.attention(
+            qkv=qkv,
+            step=card.upload(np.array([(position, start, len(rows), 1)], STEP)),
+            cache=state,
+            out=out,
+            scratch=scratch,
+            max_rows=max_rows,
+            mask=_core.Mask(*mask),
+            **arguments,
+        )
+        card.run(plan, captured=False)
+        results.append(card.floats(out).reshape(max_rows, heads, head_dim)[: len(rows)])
+    return results
