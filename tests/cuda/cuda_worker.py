@@ -105,98 +105,10 @@ def norm_and_product(x: Array, norm: Array, weight: Array, captured: bool = Fals
     return card.floats(normed)
 
 
-def attention(
-    steps: list[tuple[int, Array, Array, Array]],
-    past_k: Array,
-    past_v: Array,
-    format: str,
-    capacity: int,
-    splits: int,
-    mask: tuple[str, int],
-    scale: float,
-    captured: bool = False,
-    image: bytes | None = None,
-) -> list[Array]:
-    """Appends and attends, step after step, with one plan.
-
-    steps: (position, q [heads, head_dim], k, v [kv_heads, head_dim]).  past_k, past_v [positions, kv_heads, head_dim]
-    in the cache's format: positions 0 to the first step's.  Only slots that hold a position are ever written.
-    """
-    card = Card(image)
-    heads, head_dim = steps[0][1].shape
-    kv_heads = past_k.shape[1]
-    size = past_k.itemsize * head_dim
-    caches = [cuda.Buffer(card.device, kv_heads * capacity * size) for _ in range(2)]
-    kept = np.arange(max(0, len(past_k) - capacity), len(past_k))
-    for buffer, past in zip(caches, (past_k, past_v), strict=True):
-        for run in np.split(kept, np.flatnonzero(kept % capacity == 0)):  # does not wrap
-            for head in range(kv_heads) if len(run) else ():
-                rows = np.ascontiguousarray(past[run, head])
-                card.stream.write(buffer.part((head * capacity + run[0] % capacity) * size, rows.nbytes), rows)
-    q, out = cuda.Buffer(card.device, 4 * heads * head_dim), card.output(heads * head_dim)
-    k, v = (cuda.Buffer(card.device, 4 * kv_heads * head_dim) for _ in range(2))
-    position = cuda.Buffer(card.device, 8)
-    bytes_ = cuda.attention_scratch_bytes(heads=heads, head_dim=head_dim, splits=splits)
-    cache = _core.CacheLayer(kv_heads=kv_heads, head_dim=head_dim, capacity=capacity, format=format)
-    plan = cuda.attention_append(k=k, v=v, position=position, keys=caches[0], values=caches[1], cache=cache)
-    plan += cuda.attention(
-        q=q,
-        keys=caches[0],
-        values=caches[1],
-        position=position,
-        scratch=cuda.Buffer(card.device, bytes_),
-        out=out,
-        cache=cache,
-        heads=heads,
-        splits=splits,
-        mask=_core.Mask(*mask),
-        scale=scale,
-    )
-    executable = cuda.Executable(card.module, plan)
-    work = card.stream.capture(executable) if captured else executable
-    results = []
-    for at, q_now, k_now, v_now in steps:
-        card.stream.write(position, np.array([at], np.int64))
-        for buffer, array in ((q, q_now), (k, k_now), (v, v_now)):
-            card.stream.write(buffer, array)
-        card.stream.fill(out, 0xFF)
-        card.stream.run(work)
-        results.append(card.floats(out).reshape(heads, head_dim))
-    return results
-
-
-def append(
-    k: Array, v: Array, at: int, format: str, capacity: int, captured: bool = False, image: bytes | None = None
-) -> tuple[Array, Array]:
-    """-> keys, values [kv_heads, capacity, head_dim], of 0xff where nothing was written"""
-    card = Card(image)
-    kv_heads, head_dim = k.shape
-    size = kv_heads * capacity * head_dim * np.dtype(STORED[format]).itemsize
-    caches = [cuda.Buffer(card.device, size) for _ in range(2)]
-    for buffer in caches:
-        card.stream.fill(buffer, 0xFF)
-    cache = _core.CacheLayer(kv_heads=kv_heads, head_dim=head_dim, capacity=capacity, format=format)
-    plan = cuda.attention_append(
-        k=card.upload(k),
-        v=card.upload(v),
-        position=card.upload(np.array([at], np.int64)),
-        keys=caches[0],
-        values=caches[1],
-        cache=cache,
-    )
-    card.run(plan, captured)
-    keys, values = (
-        card.stream.read(buffer).view(STORED[format]).reshape(kv_heads, capacity, head_dim) for buffer in caches
-    )
-    return keys, values
-
-
 def plans() -> dict[str, str]:
     """One plan of each operation, printed."""
     device = cuda.Device()
     buffer = cuda.Buffer(device, 1 << 20)
-    cache = _core.CacheLayer(kv_heads=2, head_dim=64, capacity=100, format="bf16")
-    at = {"keys": buffer, "values": buffer, "position": buffer, "cache": cache}
     return {
         "rms_norm": str(cuda.rms_norm(x=buffer, weight=None, y=buffer, rows=3, n=576, eps=1e-5)),
         "product": str(
@@ -205,16 +117,16 @@ def plans() -> dict[str, str]:
             )
         ),
         "attention": str(
-            cuda.attention_append(k=buffer, v=buffer, **at)
-            + cuda.attention(
-                q=buffer,
-                scratch=buffer,
-                out=buffer,
+            cuda.attention(
+                **dict.fromkeys(("qkv", "step", "cache", "out", "scratch"), buffer),
+                max_rows=16,
                 heads=6,
-                splits=4,
+                kv_heads=2,
+                head_dim=64,
+                format="bf16",
                 mask=_core.Mask("sliding", 32),
                 scale=0.125,
-                **at,
+                splits=4,
             )
         ),
         "address": hex(buffer.address),
@@ -225,27 +137,21 @@ def wrong_arguments(operation: str, **changes: Any) -> str:
     """The sentence that refuses a plan, one of whose arguments is wrong."""
     device = cuda.Device()
     big = cuda.Buffer(device, 1 << 20)
-    layer = {"kv_heads": 2, "head_dim": 64, "capacity": 100, "format": "bf16"}
-    at: dict[str, Any] = {"keys": big, "values": big, "position": big}
     arguments: dict[str, dict[str, Any]] = {
         "rms_norm": {"x": big, "weight": None, "y": big, "rows": 3, "n": 576, "eps": 1e-5},
         "product": {
             "weight": big, "format": "Q4_0", "rows": 100, "cols": 64, "step": big, "max_rows": 4, "x": big, "y": big
         },
-        "attention_append": {"k": big, "v": big, **at},
         "attention": {
-            "q": big, "scratch": big, "out": big, "heads": 6, "splits": 4, "mask": ("global", 0), "scale": 1.0, **at
+            "qkv": big, "step": big, "cache": big, "out": big, "scratch": big, "max_rows": 2, "heads": 6, "kv_heads": 2,
+            "head_dim": 64, "format": "bf16", "mask": ("global", 0), "scale": 1.0, "splits": 4
         },
     }  # fmt: skip
-    call = arguments[operation] | {name: value for name, value in changes.items() if name not in layer}
+    call = arguments[operation] | changes
     for name, value in call.items():
         if isinstance(value, str) and "+" in value:  # "offset+bytes" of a buffer
             offset, size = value.split("+")
             call[name] = big.part(int(offset), int(size))
-    if operation.startswith("attention"):
-        call["cache"] = _core.CacheLayer(
-            **{**layer, **{name: value for name, value in changes.items() if name in layer}}
-        )
     if "mask" in call:
         call["mask"] = _core.Mask(*call["mask"])
     try:

@@ -29,15 +29,15 @@ def test_a_plan_reads(card_of: Callable[[str], Remote]) -> None:
         f"product_bf16<<<13, 256, 320 B>>>(weight = {at}, x = {at}, residual = null, y = {at}, rows = 100, cols = 64, "
         "tile_cols = 64) programmatic\n"
     )
-    append, split, combine = text["attention"].splitlines()
-    assert append == (
-        f"attention_append_bf16<<<2, 64, 0 B>>>(k = {at}, v = {at}, position = {at}, keys = {at}, values = {at}, "
-        "capacity = 100, head_dim = 64) programmatic"
+    # 8 key sets of one warp each: probabilities [8][4], 3 stages of 8 keys and values of 128 bytes
+    assert text["attention"].startswith(
+        f"attention_decode_bf16_64_4<<<4 x 2 x 16, 256, {8 * (128 + 3 * 8 * 2 * 128)} B>>>(qkv = {at}, step = {at}, "
+        f"cache = {at}, out = {at}, counters = {at}, partial_stats = 0x"
     )
-    # 2 stages of keys and of values, 32 rows of 9 x 16 bytes; 3 queries of 64, 3 rows of 32 probabilities
-    assert split.startswith(f"attention_split_bf16_64_1<<<4 x 2, 96, {4 * 32 * 144 + 3 * 96 * 4} B>>>(q = {at}, ")
-    assert split.endswith("extent = 32, mask = 2, group = 3, head_dim = 64, scale = 0.125) programmatic")
-    assert combine.startswith("attention_combine<<<6, 64, 0 B>>>(partial_max = 0x") and "splits = 4" in combine
+    assert text["attention"].endswith(
+        "extent = 32, temperature_floor = 0, mask = 2, group = 3, head_dim = 64, scale = 0.125, qk_norm = 0, "
+        "qk_norm_eps = 0, temperature_scale = 0) programmatic\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,29 @@ def test_a_plan_reads(card_of: Callable[[str], Remote]) -> None:
         ("product", {"weight": "8+100000"}, "product: weight is not aligned, must be on 16 bytes"),
         ("product", {"x": "4+1000"}, "product: x is not aligned, must be on 16 bytes"),
         ("product", {"residual": "0+399"}, "product: residual has 399 bytes, its shape needs 400 bytes"),
-        (
-            "attention_append",
-            {"position": "4+8"},
-            "attention_append: position is not aligned, must be on 8 bytes",
-        ),
-        ("attention_append", {"head_dim": 12}, "attention_append: head_dim is 12, must be a multiple of 8"),
+        ("attention", {"max_rows": 17}, "attention: max_rows is 17, must be 1 to 16"),
         ("attention", {"head_dim": 264}, "attention: head_dim is 264, must be 8 to 256"),
-        ("attention", {"format": "q8_0"}, "attention: the cache's format is q8_0, must be f32, f16 or bf16"),
-        ("attention_append", {"format": "q8_0"}, "attention_append: the cache's format is q8_0, must be f32"),
+        ("attention", {"head_dim": 12}, "attention: head_dim is 12, must be a multiple of 8 for a cache in bf16"),
+        (
+            "attention",
+            {"head_dim": 48, "format": "q8_0"},
+            "attention: head_dim is 48, must be a multiple of 32 for a cache in q8_0",
+        ),
+        ("attention", {"format": "q4_0"}, "unknown cache format 'q4_0'; known: f32, f16, bf16, q8_0, fp8"),
         ("attention", {"heads": 7}, "attention: heads is 7, must be a multiple of kv_heads, 2"),
         ("attention", {"heads": 34}, "attention: heads is 34, must be 2 to 32"),
-        ("attention", {"splits": 0}, "attention: splits is 0, must be 1 to 1024"),
-        ("attention", {"capacity": 0}, "attention: capacity is 0, must be 1 to"),
-        ("attention", {"capacity": 5000}, "attention: keys has 1048576 bytes, its shape needs 1280000 bytes"),
-        ("attention", {"scratch": "0+6335"}, "attention: scratch has 6335 bytes, its shape needs 6336 bytes"),
-        ("attention", {"keys": "8+90000"}, "attention: keys is not aligned, must be on 16 bytes"),
+        ("attention", {"kv_heads": 0}, "attention: kv_heads is 0, must be 1 to 65535"),
+        ("attention", {"splits": 0}, "attention: splits is 0, must be 1 to 256"),
+        ("attention", {"qk_norm_eps": -1.0}, "attention: qk_norm_eps is -1.000000, must be 0 or more"),
+        ("attention", {"temperature_scale": 0.1}, "attention: temperature_floor is 0, must be positive"),
+        ("attention", {"qkv": "0+5119"}, "attention: qkv has 5119 bytes, its shape needs 5120 bytes"),
+        ("attention", {"out": "0+3071"}, "attention: out has 3071 bytes, its shape needs 3072 bytes"),
+        ("attention", {"step": "0+23"}, "attention: step has 23 bytes, its shape needs 24 bytes"),
+        ("attention", {"cache": "0+39"}, "attention: cache has 39 bytes, its shape needs 40 bytes"),
+        ("attention", {"cache": "4+40"}, "attention: cache is not aligned, must be on 8 bytes"),
+        # counters [16, 6]; 2 rows of 6 heads and 4 splits, 66 floats each
+        ("attention", {"scratch": "0+13055"}, "attention: scratch has 13055 bytes, its shape needs 13056 bytes"),
+        ("attention", {"qkv": "8+9000"}, "attention: qkv is not aligned, must be on 16 bytes"),
     ],
 )
 def test_wrong_arguments(
