@@ -44,8 +44,7 @@ void check(const ProductCall& call) {
     const bool pairs = call.epilogue == Epilogue::silu_times_up;
     require(!pairs || w.rows % 2 == 0, operation, "rows", std::to_string(w.rows), "even: gate's and up's in turn");
     const int64_t results = pairs ? w.rows / 2 : w.rows;
-    require(call.y_stride >= results, operation, "y_stride", std::to_string(call.y_stride),
-            std::to_string(results) + " or more");
+    require(call.y_stride >= results, operation, "y_stride", std::to_string(call.y_stride), std::to_string(results) + " or more");
     if (call.epilogue == Epilogue::rotate) {
         require(call.which == Rows::all, operation, "which", "logits", "all, where rows are rotated");
         require_address(operation, "table", call.table, 8);
@@ -81,8 +80,9 @@ Plan product(const ProductCall& call, const Card& card) {
     const Kind& kind = kKinds[static_cast<size_t>(call.weight.format)];
     const int rows = product_rows(call.max_rows), weights = 2 * product_pairs(kind.layout, rows);
 
-    // x lies in shared memory as a whole where it fits, or else by tiles, of which two blocks' fit into a multiprocessor if any do.
-    constexpr int kReserved = 1024;                     // bytes that the system takes for each block
+    // x lies in shared memory as a whole where it fits, or else by tiles, of which two blocks' fit into a multiprocessor if any
+    // do.
+    constexpr int kReserved = 1024;                         // bytes that the system takes for each block
     constexpr int kStatic = 4 * kProductWarps * kMostRows;  // the kernel's own
     const auto shared_bytes = [&](int64_t units) {
         return int64_t{16} * call.max_rows * product_x_row(kind.layout, static_cast<int>(units));
@@ -100,7 +100,8 @@ Plan product(const ProductCall& call, const Card& card) {
 
     // A block stages x once, whatever the number of its rows: as few blocks as fill the card.
     const int64_t items = (call.weight.rows + weights - 1) / weights;
-    const int64_t fit = std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, kProductBlocks);
+    const int64_t fit =
+        std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, kProductBlocks);
     const bool experts = call.experts.value != 0;
     const int64_t groups = experts ? call.groups.max_groups : 1;
     const int64_t wanted = (items * groups + kProductWarps - 1) / kProductWarps;
