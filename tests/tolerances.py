@@ -67,8 +67,8 @@ def cuda_product(cols: int) -> float:
 def cuda_route(hidden: int, rows: int) -> float:
     """Up to 16 rows: a thread has 8 columns of each 2048, one after the other; then there are five sums between lanes
     and seven between warps. More: 32 columns one after the other, then a sum of as many such. The norm's factor has
-    half of the relative error of a sum as long, and a reciprocal root; three products round. Measured: 2.7 roundings for 64
-    columns, less than 1 for 2048 and more."""
+    half of the relative error of a sum as long, and a reciprocal root; three products round. Measured: 2.7 roundings
+    for 64 columns, less than 1 for 2048 and more."""
     sums = hidden / 256 + 8 + 12 if rows <= 16 else 32 + hidden / 32
     return ROUNDING * (1.5 * sums + 8)
 

@@ -270,6 +270,28 @@ def test_launches_that_read_what_the_one_before_wrote(card: Remote, rows: int) -
         check(out.reshape(rows, 64), normed + value, np.abs(normed) + np.abs(value), tolerances.CUDA_RMS_NORM)
 
 
+def test_what_it_asks_of_memory(card: Remote) -> None:
+    """No bank conflict; rows and weights are read in whole sectors, the weights once a tile of rows."""
+    random = np.random.default_rng(1)
+    _, packed = router("BF16", 64, 512, random)
+    for rows in (1, 6, 40):
+        x, norm = random.standard_normal((rows, 512), np.float32), random.standard_normal(512, np.float32)
+        arguments = {"steps": [x], "norm": norm, "packed": packed, "format": "BF16", "experts": 64, "top_k": 2}
+        arguments |= {"scoring": "softmax", "shared": True, "max_rows": rows}
+        launches = card.call("report", function="cases_route.route", arguments=arguments)
+        assert [launch["kernel"] for launch in launches] == (
+            ["route_bf16_1" if rows == 1 else "route_bf16_16"]
+            if rows <= 16
+            else ["route_large_norm", "route_large_logits_bf16", "route_large_choose", "route_large_sort"]
+        )
+        for launch in launches:
+            assert launch["shared_bank_conflicts"] == 0
+            if launch["kernel"] == "route_large_logits_bf16":
+                read = 2 * 64 * 512 * 2 + rows * 512 * 4  # two tiles of rows, one of experts
+                assert launch["global_load_sectors_requested"] == launch["global_load_sectors_ideal"]
+                assert read <= launch["global_load_bytes"] <= read + 4096
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
