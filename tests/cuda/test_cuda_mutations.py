@@ -24,10 +24,6 @@ def rms_norm(n: int) -> tuple[str, dict[str, Any]]:
     return "rms_norm", {"x": normal(1, n), "weight": normal(n), "eps": 1e-5}
 
 
-def product(rows: int, cols: int) -> tuple[str, dict[str, Any]]:
-    return "product", {"weight": bf16(normal(rows, cols)), "x": normal(cols), "residual": None}
-
-
 def attention(position: int, **changes: Any) -> tuple[str, dict[str, Any]]:
     """One head of 64 or more, float32, one split unless told."""
     head_dim, heads, capacity = (
@@ -53,10 +49,6 @@ def append(head_dim: int) -> tuple[str, dict[str, Any]]:
 
 BARRIERS = [
     Mutation("norm_sum", "rms_norm.cu", "    __syncthreads();\n", "", rms_norm(1000)),
-    Mutation("x_staged", "product.cu", "                staged = tile;\n                __syncthreads();\n",
-             "                staged = tile;\n", product(8, 512)),
-    Mutation("x_used", "product.cu", "                    __syncthreads();  // until every warp",
-             "                    ;  // until every warp", product(8, 8704)),
     Mutation("tile_there", "attention.cu", "        __syncthreads();  // everyone's copies are there\n", "",
              attention(40, heads=4)),
     Mutation("tile_used", "attention.cu", "        __syncthreads();  // everyone is through",
@@ -65,8 +57,6 @@ BARRIERS = [
     Mutation("copies", "attention.cu", "        wait_for_copies<kStages - 1>();\n", "", attention(40)),
     Mutation("norm_waits", "rms_norm.cu", "    wait_for_predecessor();\n", "",
              ("norm_and_product", {"x": normal(64), "norm": normal(64), "weight": bf16(normal(64, 64))}), card="sm_90"),
-    Mutation("product_waits", "product.cu", "wait_for_predecessor();", ";",
-             ("norm_and_product", {"x": normal(64), "norm": normal(64), "weight": bf16(normal(64, 64))}), card="sm_90"),
     Mutation("split_waits", "attention.cu", "    wait_for_predecessor();\n", "", attention(40), card="sm_90", places=2),
     Mutation("combine_waits", "attention.cu", "    wait_for_predecessor();\n", "", attention(40), card="sm_90", which=1,
              places=2),
@@ -74,14 +64,6 @@ BARRIERS = [
 BOUNDS = [
     Mutation("norm_reads", "rms_norm.cu", "        if (at < pieces) {\n", "        {\n", rms_norm(100)),
     Mutation("norm_writes", "rms_norm.cu", "        if (at < pieces) y[at] =", "        y[at] =", rms_norm(100)),
-    Mutation("weights_first", "product.cu", "                if (at < mine) in_flight[u] =",
-             "                in_flight[u] =", product(8, 72)),
-    Mutation("weights_next", "product.cu", "                    if (next < mine) in_flight[u] =",
-             "                    in_flight[u] =", product(8, 2048)),
-    Mutation("rows_read", "product.cu", "row < rows ? loads : 0", "loads", product(7, 256)),
-    Mutation("rows_written", "product.cu", "if (lane == 0 && row < rows)", "if (lane == 0)", product(7, 256)),
-    Mutation("last_tile", "product.cu", "min(static_cast<int64_t>(tile_cols), cols - tile)",
-             "static_cast<int64_t>(tile_cols)", product(8, 8264)),
     Mutation("keys_of_the_split", "attention.cu", "        if (from + key < range.count) {\n",
              "        if (from + key < INT_MAX) {\n", attention(40, capacity=200)),
     Mutation("end_of_the_ring", "attention.cu", "            if (slot >= capacity) slot -= capacity;\n", "",
@@ -95,8 +77,6 @@ BOUNDS = [
 ]  # fmt: skip
 INITIALISATIONS = [
     Mutation("missing_warps", "rms_norm.cu", "lane < warps ? of_warp[lane] : 0.0f", "of_warp[lane]", rms_norm(1000)),
-    Mutation("x_in_shared", "product.cu", "planes[i % 2 * plane + i / 2] = from[i];",
-             "(void)from[i];", product(8, 512)),
     Mutation("rest_of_the_tile", "attention.cu", "            *to = make_uint4(0, 0, 0, 0);\n", "", attention(40)),
     Mutation("queries", "attention.cu", " queries[i] = q[head * head_dim + i] * (scale * kLog2E);",
              " (void)q;", attention(40)),
