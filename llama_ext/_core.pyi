@@ -504,7 +504,7 @@ class cuda:
         gathered: bool = False,
         scaled: bool = False,
     ) -> cuda.Plan:
-        """weight: packed [rows, cols], or None with experts, the addresses of theirs. y_stride: the results of a row if not given.
+        """weight: packed [rows, cols], or None with experts, the addresses of theirs.
 
         groups: "count", "expert", "first", "row", "score" and the number "max_groups" (csrc/cuda/product.h).
         """

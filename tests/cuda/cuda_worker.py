@@ -83,7 +83,7 @@ def rms_norm(
 
 
 def norm_and_product(x: Array, norm: Array, weight: Array, captured: bool = False, image: bytes | None = None) -> Array:
-    """x + W rms_norm(x), in place, normalised: each launch reads what the one before it wrote.  weight: bf16, as it is packed"""
+    """x + W rms_norm(x), in place, normalised: each launch reads what the one before it wrote.  weight: bits of bf16"""
     card = Card(image)
     rows, cols = weight.shape
     stream, normed = card.upload(x), card.output(cols)
@@ -113,7 +113,15 @@ def plans() -> dict[str, str]:
         "rms_norm": str(cuda.rms_norm(x=buffer, weight=None, y=buffer, rows=3, n=576, eps=1e-5)),
         "product": str(
             cuda.product(
-                weight=buffer, format="BF16", rows=100, cols=64, step=buffer, max_rows=3, x=buffer, y=buffer, epilogue="add"
+                weight=buffer,
+                format="BF16",
+                rows=100,
+                cols=64,
+                step=buffer,
+                max_rows=3,
+                x=buffer,
+                y=buffer,
+                epilogue="add",
             )
         ),
         "attention": str(
