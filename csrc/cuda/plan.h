@@ -25,7 +25,8 @@ struct Launch {
     std::array<uint32_t, 3> grid, block;
     uint32_t shared_bytes;            // dynamic
     std::vector<Argument> arguments;  // in the kernel's order
-    bool programmatic;  // may start before the launch ahead of it has ended, where the card can: the kernel waits itself
+    bool programmatic;    // may start before the launch ahead of it has ended, where the card can: the kernel waits itself
+    std::string label{};  // the instruction it is part of, such as layers.3.qkv
 };
 
 // What an operation's grid and tiles are made for.

@@ -79,6 +79,7 @@ def test_wrong_arguments(
     assert re.fullmatch(sentence + ".*", card_of("sm_90").call("wrong_arguments", operation=operation, **changes))
 
 
+@pytest.mark.usefixtures("virtual_gpu")  # one device, of a known compute capability
 def test_what_the_driver_refuses(card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path) -> None:
     (tmp_path / "empty.cu").write_text('extern "C" __global__ void nothing() {}\n')
     made = {}
