@@ -24,7 +24,6 @@ from cuda_worker import Remote  # noqa: E402
 
 from llama_ext import _core  # noqa: E402
 
-
 REAL = os.environ.get("LLAMA_EXT_TEST_CUDA") == "real"
 
 

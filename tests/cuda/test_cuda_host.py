@@ -134,6 +134,13 @@ def test_a_stream_of_another_library(card: Remote, inputs: list[NDArray[np.float
     assert codes == [0, 0]  # it is still there, and its owner's to destroy
 
 
+def test_a_launch_of_a_plan(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    y, kernels, labels, refused = card.call("cases_host.repeated", x=inputs[0])
+    np.testing.assert_allclose(y, 2 * normed(inputs[0]), rtol=2e-6)
+    assert (kernels, labels) == (["rms_norm"] * 3, [""] * 3)
+    assert refused == "repeated: launch is 2, must be less than 2"
+
+
 def test_events(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
     assert 0 < card.call("cases_host.elapsed", x=inputs[0]) < 60_000
 
