@@ -373,6 +373,13 @@ class cuda:
     class Plan:
         """What shall run, as data: `str` lists the launches, `+` puts one plan behind another."""
 
+        @property
+        def labels(self) -> list[str]:
+            """Of each launch the instruction that it is part of, such as "layers.3.qkv"; "" where there is none."""
+
+        def repeated(self, launch: int, times: int) -> cuda.Plan:
+            """One launch, so many times."""
+
         def __add__(self, other: cuda.Plan) -> cuda.Plan: ...
         @property
         def kernels(self) -> list[str]: ...

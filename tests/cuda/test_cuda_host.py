@@ -114,6 +114,7 @@ def test_wrong_arguments(
     assert re.fullmatch(sentence + ".*", card_of("sm_90").call("wrong_arguments", operation=operation, **changes))
 
 
+@pytest.mark.usefixtures("virtual_gpu")  # one device, of a known compute capability
 def test_what_the_driver_refuses(card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path) -> None:
     (tmp_path / "empty.cu").write_text('extern "C" __global__ void nothing() {}\n')
     made = {}
@@ -166,6 +167,13 @@ def test_a_stream_of_another_library(card: Remote, inputs: list[NDArray[np.float
     y, codes = card.call("cases_host.foreign_stream", x=inputs[0])
     np.testing.assert_allclose(y, normed(inputs[0]), rtol=1e-6)
     assert codes == [0, 0]  # it is still there, and its owner's to destroy
+
+
+def test_a_launch_of_a_plan(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    y, kernels, labels, refused = card.call("cases_host.repeated", x=inputs[0])
+    np.testing.assert_allclose(y, 2 * normed(inputs[0]), rtol=2e-6)
+    assert (kernels, labels) == (["rms_norm"] * 3, [""] * 3)
+    assert refused == "repeated: launch is 2, must be less than 2"
 
 
 def test_events(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
