@@ -121,6 +121,8 @@ const char* mask_name(Mask::Kind kind) {
     return "global";
 }
 
+}  // namespace
+
 CacheFormat cache_format(const std::string& name) {
     if (name == "f32") return CacheFormat::f32;
     if (name == "f16") return CacheFormat::f16;
@@ -129,6 +131,8 @@ CacheFormat cache_format(const std::string& name) {
     if (name == "fp8") return CacheFormat::fp8;
     throw std::invalid_argument("unknown cache format '" + name + "'; known: f32, f16, bf16, q8_0, fp8");
 }
+
+namespace {
 
 const char* cache_format_name(CacheFormat format) {
     switch (format) {

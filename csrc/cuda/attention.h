@@ -1,3 +1,4 @@
+// Attention over a cache of keys and values.
 #pragma once
 
 #include <cstddef>
@@ -8,37 +9,34 @@
 
 namespace llama_ext::cuda {
 
-// The cache of a layer: position p in slot p % capacity.
-struct CacheView {
-    Address keys, values;  // [kv_heads, capacity, head_dim] of format
-    int kv_heads, head_dim;
-    int64_t capacity;
-    CacheFormat format;
-};
-
-// cache[position] = k, v
-struct AppendCall {
-    Address k, v;      // [kv_heads, head_dim] float32
-    Address position;  // [1] int64
-    CacheView cache;
-};
-
-// out = softmax(scale q K^T over the mask's keys) V, for one token; its own key and value are in the cache already
+// a = softmax(scale q K^T over the mask's keys) V, as program/instruction.h defines it: QK-norm and temperature included.
 struct AttentionCall {
-    Address q;         // [heads, head_dim] float32
-    Address position;  // [1] int64
-    CacheView cache;
-    Address out;      // [heads, head_dim] float32
-    Address scratch;  // attention_scratch_bytes()
-    int heads;
-    int splits;  // the keys are shared out among so many blocks a key-value head, whatever the position
+    Address qkv;    // float32 [max_rows, (heads + 2 kv_heads) * head_dim]: of each row q, then k, then v; q and k are rotated
+    Address step;   // Step [1]
+    Address cache;  // CacheState [1]
+    Address out;    // float32 [max_rows, heads * head_dim]
+    Address scratch;  // attention_scratch_bytes(); zeroed once, when it is made
+    int max_rows;
+    int heads, kv_heads, head_dim;
+    CacheFormat format;
     Mask mask;
     float scale;
+    bool qk_norm;
+    float qk_norm_eps;
+    float temperature_scale;    // 0: none
+    int64_t temperature_floor;
+    int splits;  // the keys are shared out among so many blocks a key-value head, whatever the position
 };
 
-size_t attention_scratch_bytes(int heads, int head_dim, int splits);
+size_t attention_scratch_bytes(int max_rows, int heads, int head_dim, int splits);
 
-Plan attention_append(const AppendCall& call);
-Plan attention(const AttentionCall& call);
+// Up to 16 rows: appends their keys and values, attends and combines, in one launch. A row's result is the same bits for any max_rows
+// up to 16 and any number of rows.
+Plan attention(const AttentionCall& call, const Card& card);
+
+// The same for any number of rows, in two launches: attention_append writes keys and values, attention_prefill reads them.
+// scratch and splits are not used.
+Plan attention_append(const AttentionCall& call, const Card& card);
+Plan attention_prefill(const AttentionCall& call, const Card& card);
 
 }  // namespace llama_ext::cuda

@@ -6,24 +6,59 @@
 namespace llama_ext::cuda {
 
 inline constexpr int kMaskGlobal = 0, kMaskChunked = 1, kMaskSliding = 2;
-inline constexpr int kTileKeys = 32;  // a key a lane
 inline constexpr int kMaxGroup = 16;  // query heads a key-value head
 inline constexpr int kMaxHeadDim = 256;
-inline constexpr int kSplitWarps = 4;  // the most a block has
 
-// A key's row in shared memory, in 16 bytes: an odd number, so that the lanes of a quarter-warp, each reading a row of its own,
-// meet different banks.
-LLAMA_EXT_BOTH constexpr int tile_row(int head_dim, int element_bytes) { return head_dim * element_bytes / 16 | 1; }
+// --- attention_decode: up to 16 rows -----------------------------------------------------------------------------------
 
-// Tiles in flight: the next one is fetched while this one is used, except by the kernels for any head_dim, whose tiles are large.
-LLAMA_EXT_BOTH constexpr int split_stages(int head_dim) { return head_dim == 64 || head_dim == 128 ? 2 : 1; }
+inline constexpr int kDecodeRows = 16;
+inline constexpr int kDecodeSplits = 256;
+inline constexpr int kDecodeWarps = 8;  // the most a block has
+inline constexpr int kStepKeys = 8;     // that a warp takes at a time
+// Keys for so many turns of every warp are left to one block: to put several blocks' results together takes longer.
+inline constexpr int kAloneTurns = 2;
 
-// Query heads that a warp serves: 1, 2 or 4.
-LLAMA_EXT_BOTH constexpr int heads_per_warp(int group) { return group <= kSplitWarps ? 1 : group <= 2 * kSplitWarps ? 2 : 4; }
+// A warp serves up to 4 heads of the group, each with every key that the warp sees: so many warps share a key.
+LLAMA_EXT_BOTH constexpr int head_sets(int group) { return (group + 3) / 4; }
+// Query heads that the kernel is made for: 1, or 4 of which some may be missing.
+LLAMA_EXT_BOTH constexpr int heads_a_warp(int group) { return group == 1 ? 1 : 4; }
 
-// keys and values [stages][kTileKeys][tile_row], queries [group][head_dim], probabilities [group][kTileKeys]
-LLAMA_EXT_BOTH constexpr int split_shared_bytes(int group, int head_dim, int element_bytes) {
-    return 2 * split_stages(head_dim) * kTileKeys * tile_row(head_dim, element_bytes) * 16 + group * (head_dim + kTileKeys) * 4;
+// Steps of keys and values in shared memory, one in use and the others under way: enough bytes to keep memory busy.
+// head_dim: that the kernel is made for, 0: any
+LLAMA_EXT_BOTH constexpr int decode_stages(int head_dim, int element_bytes) {
+    const int row = head_dim * element_bytes;
+    return row == 0 || row >= 256 ? 2 : row >= 128 ? 3 : 4;
 }
+
+// keys [kStepKeys][head_dim], values likewise; key_scales [kStepKeys][head_dim / 32], value_scales likewise, if scaled
+LLAMA_EXT_BOTH constexpr int stage_bytes(int head_dim, int element_bytes, bool scaled) {
+    return 2 * kStepKeys * (head_dim * element_bytes + (scaled ? head_dim / 32 * 2 : 0));
+}
+
+// A warp's results of a head in shared memory, in floats: two halves of a row, the second 16 floats further, so that neither
+// writing eighths nor reading quarters meets a bank twice.
+LLAMA_EXT_BOTH constexpr int result_floats(int head_dim) { return head_dim + 16; }
+
+// The warps of a block are key sets of head_sets(group) each: a key set has every so manieth step, and memory of its own, so that
+// there are as many as warps and memory allow.
+// stages_bytes: of a key set
+LLAMA_EXT_BOTH constexpr int decode_key_sets(int group, int stages_bytes) {
+    int sets = kDecodeWarps;
+    while (sets * head_sets(group) > kDecodeWarps || (sets > 1 && sets * stages_bytes > 72 * 1024)) sets /= 2;
+    return sets;
+}
+
+// One after the other: probabilities [warps][kStepKeys][4] with the key sets' stages; results [key_sets][group][result_floats]
+// with float2 [key_sets][group]; weights [group][splits] with [group].
+LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int stages_bytes, int splits) {
+    const int sets = decode_key_sets(group, stages_bytes);
+    const int steps = sets * (head_sets(group) * kStepKeys * 4 * 4 + stages_bytes);
+    const int results = sets * group * (result_floats(head_dim) + 2) * 4, weights = group * (splits + 1) * 4;
+    return steps > results ? (steps > weights ? steps : weights) : results > weights ? results : weights;
+}
+
+// Blocks a multiprocessor that registers are kept for. Where more would make them spill, it is one: without a number ptxas saves
+// registers all the same.
+LLAMA_EXT_BOTH constexpr int decode_blocks(int head_dim, bool scaled) { return head_dim && !scaled ? 2 : 1; }
 
 }  // namespace llama_ext::cuda
