@@ -357,10 +357,10 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     }
 
     // Key sets, in ascending order.
-    __syncthreads();                                          // everyone is through with its steps, whose memory the results take
-    float* const results = reinterpret_cast<float*>(shared);  // [sets][group][result_floats]
-    float2* const stats =
-        reinterpret_cast<float2*>(results + sets * group * result_floats(head_dim));  // [sets][group]: highest, sum
+    __syncthreads();  // everyone is through with its steps, whose memory the results take
+    const int half = result_half(head_dim);
+    float4* const results = reinterpret_cast<float4*>(shared);                           // [sets][group][2][half]
+    float2* const stats = reinterpret_cast<float2*>(results + sets * group * 2 * half);  // [sets][group]: highest, sum
 #pragma unroll
     for (int width = 4; width < 32; width *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, width);
     if (lane < heads_here) stats[key_set * group + first_head + lane] = make_float2(highest, sum);
@@ -371,9 +371,9 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 #pragma unroll
             for (int i = 0; i < 8; ++i) result[h][i] += __shfl_xor_sync(kWholeWarp, result[h][i], width);
         if (h < heads_here && sub == 0 && has_unit) {
-            float4* const to = reinterpret_cast<float4*>(results + (key_set * group + first_head + h) * result_floats(head_dim));
+            float4* const to = results + (key_set * group + first_head + h) * 2 * half;
             to[unit] = make_float4(result[h][0], result[h][1], result[h][2], result[h][3]);
-            to[units + 4 + unit] = make_float4(result[h][4], result[h][5], result[h][6], result[h][7]);
+            to[half + unit] = make_float4(result[h][4], result[h][5], result[h][6], result[h][7]);
         }
     }
     __syncthreads();                  // results of every warp
@@ -385,16 +385,15 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         reinterpret_cast<float4*>(partial_values + of_row * gridDim.x * group * head_dim);  // [splits][group][pieces]
     for (int i = threadIdx.x; i < group * pieces; i += blockDim.x) {
         const int h = i / pieces, piece = i % pieces;
-        const float4* const from =
-            reinterpret_cast<const float4*>(results + h * result_floats(head_dim)) +
-            (F::piece(1, units, 0) == 1 ? piece + (piece < units ? 0 : 4) : piece % 2 * (units + 4) + piece / 2);
+        const int at = F::kHalves ? piece < units ? piece : half + piece - units : piece % 2 * half + piece / 2;
+        const float4* const from = results + h * 2 * half + at;
         float most = -INFINITY, total = 0.0f;
         for (int s = 0; s < sets; ++s) most = fmaxf(most, stats[s * group + h].x);
         float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int s = 0; s < sets; ++s) {
             const float2 of_set = stats[s * group + h];
             const float weight = exp2_fast(of_set.x - most);
-            const float4 four = from[s * group * (result_floats(head_dim) / 4)];
+            const float4 four = from[s * group * 2 * half];
             total = fmaf(weight, of_set.y, total);
             value.x = fmaf(weight, four.x, value.x), value.y = fmaf(weight, four.y, value.y);
             value.z = fmaf(weight, four.z, value.z), value.w = fmaf(weight, four.w, value.w);
