@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_oracles import store
+from attention_oracle import Case
+from cuda_oracles import bf16
 from cuda_worker import Remote
 from product_oracle import ALL, Weights, make
 
 HIDDEN, INTERMEDIATE, KV_ROWS = 2048, 8192, 512
-HEADS, KV_HEADS, HEAD_DIM, KEYS = 32, 8, 64, 700
+KV_HEADS, KEYS = 8, 704
 
 Record = dict[str, Any]
 
@@ -121,44 +123,55 @@ def plane_bytes(format: str, rows: int, cols: int) -> int:
     return rows * cols * {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8, "MXFP8": 8}.get(format, 4) // 8
 
 
-@pytest.mark.parametrize("splits", [1, 3, 8, 22, 32])
-def test_attention(card: Remote, splits: int) -> None:
-    random = np.random.default_rng(2)
-    position = KEYS - 1
-    past = [store(random.standard_normal((position, KV_HEADS, HEAD_DIM), np.float32), "bf16") for _ in range(2)]
-    q = random.standard_normal((HEADS, HEAD_DIM), np.float32)
-    k, v = (random.standard_normal((KV_HEADS, HEAD_DIM), np.float32) for _ in range(2))
-    append, split, combine = card.call(
-        "report",
-        function="attention",
-        arguments={
-            "steps": [(position, q, k, v)],
-            "past_k": past[0],
-            "past_v": past[1],
-            "format": "bf16",
-            "capacity": 1024,
-            "splits": splits,
-            "mask": ("global", 0),
-            "scale": HEAD_DIM**-0.5,
-        },
+@pytest.mark.parametrize(
+    ("format", "head_dim", "heads", "kernel"),
+    [
+        ("bf16", 64, 32, "bf16_64_4"),
+        ("f16", 128, 40, "f16_128_4"),  # 5 heads share a key: two warps
+        ("bf16", 128, 8, "bf16_128_1"),
+        ("f32", 128, 32, "f32_128_4"),
+        ("q8_0", 64, 32, "q8_0_64_4"),
+        ("q8_0", 128, 32, "q8_0_128_4"),
+        ("fp8", 128, 64, "fp8_128_4"),
+        ("bf16", 96, 24, "bf16_any_4"),
+    ],
+)
+@pytest.mark.parametrize("splits", [1, 22])
+def test_attention(card: Remote, splits: int, format: str, head_dim: int, heads: int, kernel: str) -> None:
+    case = Case(
+        position=KEYS,
+        heads=heads,
+        kv_heads=KV_HEADS,
+        head_dim=head_dim,
+        format=format,
+        capacity=1024,
+        splits=splits,
+        max_rows=1,
     )
-    assert append["kernel"] == "attention_append_bf16"
-    assert split["kernel"] == "attention_split_bf16_64_1" and combine["kernel"] == "attention_combine"
-    # Every key and value once, for all query heads of the group: 16 bytes a lane, nothing that no query attends to.
-    cache = accesses(split, "cp.async")
-    for entry in cache:
-        assert (entry["space"], entry["bytes_per_lane"]) == ("global", 16), entry
-    size = KEYS * HEAD_DIM * 2 * 2 * KV_HEADS
-    assert total(cache, "bytes") == size
-    sectors = [total(cache, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")]
-    assert sectors == [size // 32] * 3
-    for launch in (append, split, combine):
-        check_global(launch)
-        check_shared(launch)
-    # Beside the cache: a block's queries, and the position, which each warp reads.
-    warps = splits * HEADS
-    assert split["global_load_bytes"] == size + splits * HEADS * HEAD_DIM * 4 + warps * 32 * 8
-    assert append["global_store_bytes"] == 2 * KV_HEADS * HEAD_DIM * 2
+    (launch,) = card.call("report", function="cases_attention.attention", arguments=case.arguments)
+    assert launch["kernel"] == f"attention_decode_{kernel}"
+    # Every key and value once, for all query heads of the group: 16 bytes a lane, a key's scales of 2 bytes together.
+    copies = accesses(launch, "cp.async")
+    elements = [entry for entry in copies if entry["bytes_per_lane"] == 16]
+    scales = total(copies, "bytes") - total(elements, "bytes")
+    numbers = 2 * KEYS * KV_HEADS * head_dim
+    assert total(elements, "bytes") == numbers * case.planes[0].itemsize
+    assert scales == (numbers // 32 * 2 if format == "q8_0" else 0)
+    sectors = [total(copies, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")]
+    assert sectors == [total(copies, "bytes") // 32] * 3
+    # Beside the cache no more sectors than queries, keys and values of the step and partial results have.
+    group, used = heads // KV_HEADS, 18 if splits == 22 else 1  # 89 steps, 5 each
+    step = (heads + 2 * KV_HEADS) * head_dim * 4 // 32
+    partial = used * heads * (head_dim * 4 + 8) // 32 if used > 1 else 0
+    assert launch["global_load_sectors_unique"] <= sectors[0] + step + partial + group * KV_HEADS + 8
+    stored = (numbers * case.planes[0].itemsize + scales) // KEYS + heads * head_dim * 4
+    partial_bytes = used * heads * (head_dim * 4 + 8) + used * KV_HEADS * 4 if used > 1 else 0  # and counters
+    assert launch["global_store_bytes"] == stored + partial_bytes
+    # The two numbers that a head's partial result has beside its values lie in a sector of their own.
+    apart = used * heads if used > 1 else 0
+    assert launch["global_store_sectors_requested"] <= launch["global_store_sectors_ideal"] + apart
+    assert launch["atomics"] == (used * KV_HEADS if used > 1 else 0)
+    check_shared(launch)
 
 
 @pytest.mark.parametrize(("rows", "n"), [(1, HIDDEN), (3, HIDDEN), (1, INTERMEDIATE)])
