@@ -11,10 +11,6 @@ namespace llama_ext::cuda {
 
 // a = softmax(scale q K^T over the mask's keys) V, as program/instruction.h defines it: QK-norm and temperature included.
 struct AttentionCall {
-    Address qkv;      // float32 [max_rows, (heads + 2 kv_heads) * head_dim]: of each row q, then k, then v; q and k are rotated
-    Address step;     // Step [1]
-    Address cache;    // CacheState [1]
-    Address out;      // float32 [max_rows, heads * head_dim]
     Address qkv;    // float32 [max_rows, (heads + 2 kv_heads) * head_dim]: of each row q, then k, then v; q and k are rotated
     Address step;   // Step [1]
     Address cache;  // CacheState [1]
@@ -27,7 +23,6 @@ struct AttentionCall {
     float scale;
     bool qk_norm;
     float qk_norm_eps;
-    float temperature_scale;  // 0: none
     float temperature_scale;    // 0: none
     int64_t temperature_floor;
     int splits;  // the keys are shared out among so many blocks a key-value head, whatever the position
@@ -35,8 +30,6 @@ struct AttentionCall {
 
 size_t attention_scratch_bytes(int max_rows, int heads, int head_dim, int splits);
 
-// Up to 16 rows: appends their keys and values, attends and combines, in one launch. A row's result is the same bits for any
-// max_rows up to 16 and any number of rows.
 // Up to 16 rows: appends their keys and values, attends and combines, in one launch. A row's result is the same bits for any max_rows
 // up to 16 and any number of rows.
 Plan attention(const AttentionCall& call, const Card& card);
