@@ -149,14 +149,20 @@ def test_counters(card: Remote, format: str, head_dim: int) -> None:
     launches = card.call("report", function="cases_attention_prefill.prefill", arguments=case.arguments)
     (launch,) = (launch for launch in launches if launch["kernel"].startswith("attention_prefill"))
     assert launch["shared_bank_conflicts"] == 0
-    copied = sum(access["bytes"] for access in launch["accesses"] if access["opcode"].startswith("cp.async"))
+    copied = sum(access["bytes"] for access in launch["accesses"] if access["opcode"] == "cp")
     assert copied == sum(plane.nbytes for plane in case.planes)
 
 
 def test_plans(card: Remote) -> None:
+    shared = 2 * 32 * 33 * 16 + 16 * (128 + 32) * 4
+    arguments = "qkv = ADDRESS, step = ADDRESS, cache = ADDRESS, "
+    rest = "scale = 0.125, qk_norm = 0, qk_norm_eps = 0, temperature_scale = 0) programmatic"
+    masked = "out = ADDRESS, extent = 32, temperature_floor = 0, mask = 2, group = 3, head_dim = "
     assert card.call("cases_attention_prefill.plans").splitlines() == [
-        "attention_append_bf16<<<(70, 1, 1), 128, 0>>>(qkv = ADDRESS, step = ADDRESS, cache = ADDRESS, heads = 6, "
-        "kv_heads = 2, head_dim = 64, qk_norm = 0, qk_norm_eps = 0) programmatic",
+        f"attention_append_bf16<<<70, 128, 0 B>>>({arguments}heads = 6, kv_heads = 2, head_dim = 64, qk_norm = 0, "
+        "qk_norm_eps = 0) programmatic",
+        f"attention_prefill_bf16_64<<<2 x 4, 128, 0 B>>>({arguments}{masked}64, {rest}",
+        f"attention_prefill_any_f32<<<2 x 14, 128, {shared} B>>>({arguments}{masked}128, {rest}",
     ]
 
 
@@ -177,6 +183,5 @@ def test_wrong_arguments(card: Remote) -> None:
         assert sentence(operation, qkv="8+1000000") == f"{operation}: qkv is not aligned, must be on 16 bytes"
         assert sentence(operation, step="0+16") == f"{operation}: step has 16 bytes, its shape needs 24 bytes"
         assert sentence(operation, qk_norm_eps=-1.0).endswith("qk_norm_eps is -1.000000, must be 0 or more")
-    assert sentence("attention_prefill", mask=("sliding", 0)).endswith("the mask's extent is 0, must be positive")
     assert sentence("attention_prefill", temperature_scale=0.1).endswith("temperature_floor is 0, must be positive")
     assert sentence("attention_prefill", out="4+1000000") == "attention_prefill: out is not aligned, must be on 8 bytes"

@@ -50,11 +50,11 @@ LLAMA_EXT_BOTH constexpr int decode_key_sets(int group, int stages_bytes) {
 
 // One after the other: probabilities [warps][kStepKeys][4] with the key sets' stages; results [key_sets][group][result_floats]
 // with float2 [key_sets][group]; weights [group][splits] with [group].
-LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int stages_bytes, int splits) {
+LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int stages_bytes) {
     const int sets = decode_key_sets(group, stages_bytes);
     const int steps = sets * (head_sets(group) * kStepKeys * 4 * 4 + stages_bytes);
-    const int results = sets * group * (result_floats(head_dim) + 2) * 4, weights = group * (splits + 1) * 4;
-    return steps > results ? (steps > weights ? steps : weights) : results > weights ? results : weights;
+    const int results = sets * group * (result_floats(head_dim) + 2) * 4;
+    return steps > results ? steps : results;
 }
 
 // Blocks a multiprocessor that registers are kept for. Where more would make them spill, it is one: without a number ptxas saves

@@ -67,7 +67,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 #pragma unroll
     for (int i = 0; i < kOfWarp; ++i) {
         const int query = queries.from + warp * kOfWarp + i;
-        queries.range(query, group, mask, extent, &low[i], &high[i]);
+        low[i] = queries.low_of(query, group, mask, extent), high[i] = queries.high_of(query, group);
         factor[i] = 0.0f, highest[i] = -INFINITY, sum[i] = 0.0f;
 #pragma unroll
         for (int p = 0; p < kPairs; ++p) result[i][p] = make_float2(0.0f, 0.0f);
