@@ -388,6 +388,45 @@ class cuda:
         *, x: cuda.Buffer, weight: cuda.Buffer | None, y: cuda.Buffer, rows: int, n: int, eps: float
     ) -> cuda.Plan: ...
     @staticmethod
+    def rope(*, x: cuda.Buffer, table: cuda.Buffer, rows: int, stride: int, heads: int, pairs: int) -> cuda.Plan: ...
+    @staticmethod
+    def attention_append(
+        *,
+        qkv: cuda.Buffer,
+        step: cuda.Buffer,
+        cache: cuda.Buffer,
+        max_rows: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        format: str,
+        qk_norm: bool = False,
+        qk_norm_eps: float = 0.0,
+    ) -> cuda.Plan:
+        """Any number of rows. What `cache` (CacheState) points to must outlive the plan."""
+
+    @staticmethod
+    def attention_prefill(
+        *,
+        qkv: cuda.Buffer,
+        step: cuda.Buffer,
+        cache: cuda.Buffer,
+        out: cuda.Buffer,
+        max_rows: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        format: str,
+        mask: Mask,
+        scale: float,
+        qk_norm: bool = False,
+        qk_norm_eps: float = 0.0,
+        temperature_scale: float = 0.0,
+        temperature_floor: int = 0,
+    ) -> cuda.Plan:
+        """Any number of rows, whose keys and values the cache holds already; as for attention_append."""
+
+    @staticmethod
     def product(
         *,
         weight: cuda.Buffer,
@@ -398,29 +437,27 @@ class cuda:
         cols: int,
     ) -> cuda.Plan: ...
     @staticmethod
-    def attention_append(
-        *,
-        k: cuda.Buffer,
-        v: cuda.Buffer,
-        position: cuda.Buffer,
-        keys: cuda.Buffer,
-        values: cuda.Buffer,
-        cache: CacheLayer,
-    ) -> cuda.Plan: ...
-    @staticmethod
     def attention(
         *,
-        q: cuda.Buffer,
-        keys: cuda.Buffer,
-        values: cuda.Buffer,
-        position: cuda.Buffer,
-        scratch: cuda.Buffer,
+        qkv: cuda.Buffer,
+        step: cuda.Buffer,
+        cache: cuda.Buffer,
         out: cuda.Buffer,
-        cache: CacheLayer,
+        scratch: cuda.Buffer,
+        max_rows: int,
         heads: int,
-        splits: int,
+        kv_heads: int,
+        head_dim: int,
+        format: str,
         mask: Mask,
         scale: float,
-    ) -> cuda.Plan: ...
+        qk_norm: bool = False,
+        qk_norm_eps: float = 0.0,
+        temperature_scale: float = 0.0,
+        temperature_floor: int = 0,
+        splits: int,
+    ) -> cuda.Plan:
+        """Up to 16 rows. What `cache` (CacheState) points to must outlive the plan; `scratch` is zeroed once."""
+
     @staticmethod
-    def attention_scratch_bytes(*, heads: int, head_dim: int, splits: int) -> int: ...
+    def attention_scratch_bytes(*, max_rows: int, heads: int, head_dim: int, splits: int) -> int: ...

@@ -23,7 +23,9 @@ TENSOR_CORES = ["f16", "bf16", "q8_0", "fp8"]
 class Prefill(Case):
     """As its base, run by append and prefill. key_size, value_size: what the step's own are multiplied with."""
 
-    def __init__(self, *, key_size: float = 1.0, value_size: float = 1.0, group: int = 2, kv_heads: int = 1, **case: Any):
+    def __init__(
+        self, *, key_size: float = 1.0, value_size: float = 1.0, group: int = 2, kv_heads: int = 1, **case: Any
+    ):
         case.setdefault("max_rows", case.get("rows", 1))
         super().__init__(heads=group * kv_heads, kv_heads=kv_heads, **case)
         q, kv = self.heads * self.head_dim, kv_heads * self.head_dim
@@ -101,7 +103,13 @@ def test_sequences_that_begin_late(card: Remote, format: str, mask: tuple[str, i
     far = 10_000_000
     for start, position in ((far, far), (far, far + 9), (5, 40)):
         case = Prefill(
-            position=position, rows=33, head_dim=64, format=format, mask=mask, start=start, capacity=position - start + 40
+            position=position,
+            rows=33,
+            head_dim=64,
+            format=format,
+            mask=mask,
+            start=start,
+            capacity=position - start + 40,
         )
         case.run(card, unwritten=True)
 
@@ -120,16 +128,22 @@ def test_norm_and_temperature(card: Remote, format: str, head_dim: int) -> None:
 def test_one_plan_for_every_step(card: Remote, format: str, captured: bool) -> None:
     """Rows, position and start move in device memory; blocks without rows end at once."""
     for rows in (1, 17):
-        Prefill(
-            position=30, rows=rows, steps=3, max_rows=70, group=4, kv_heads=2, head_dim=64, format=format
-        ).run(card, rows, captured)
+        Prefill(position=30, rows=rows, steps=3, max_rows=70, group=4, kv_heads=2, head_dim=64, format=format).run(
+            card, rows, captured
+        )
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_sizes(card: Remote, format: str) -> None:
     """Queries, keys and values far from 1: no term of a split falls out of its type's range."""
     small = 1e-2 if format == "fp8" else 1e-4
-    for size, key_size, value_size in ((1e-20, 1.0, 1.0), (3e4, 1.0, 1.0), (1e6, small, 1.0), (1.0, 1.0, small), (0.1, 1.0, 400.0)):
+    for size, key_size, value_size in (
+        (1e-20, 1.0, 1.0),
+        (3e4, 1.0, 1.0),
+        (1e6, small, 1.0),
+        (1.0, 1.0, small),
+        (0.1, 1.0, 400.0),
+    ):
         Prefill(
             position=0, rows=40, head_dim=64, format=format, size=size, key_size=key_size, value_size=value_size
         ).run(card)
@@ -151,6 +165,54 @@ def test_counters(card: Remote, format: str, head_dim: int) -> None:
     assert launch["shared_bank_conflicts"] == 0
     copied = sum(access["bytes"] for access in launch["accesses"] if access["opcode"] == "cp")
     assert copied == sum(plane.nbytes for plane in case.planes)
+
+
+@pytest.mark.parametrize("format", TENSOR_CORES)
+def test_keys_that_nobody_sees_are_not_read(card: Remote, format: str) -> None:
+    case = Prefill(position=200, rows=28, head_dim=64, format=format, mask=("sliding", 8))
+    launches = card.call("report", function="cases_attention_prefill.prefill", arguments=case.arguments)
+    (launch,) = (launch for launch in launches if launch["kernel"].startswith("attention_prefill"))
+    copied = sum(access["sectors_unique"] for access in launch["accesses"] if access["opcode"] == "cp")
+    seen = 8 + 28 - 1
+    of_scales = 2 * (seen * 4 // 32 + 2) if format == "q8_0" else 0
+    assert copied <= 2 * seen * case.planes[0][0, 0].nbytes // 32 + of_scales
+
+
+def test_what_no_format_holds(card: Remote) -> None:
+    """Keys and values beyond a format's range, and what is no number."""
+    infinity, nan = np.float32(np.inf), np.float32(np.nan)
+    special = np.array([449, -465, 1e30, -infinity, nan, 0.0, -0.0, 2.0**-10, 3 * 2.0**-10, 1e-20], np.float32)
+    with np.errstate(over="ignore"):
+        f16 = special.astype(np.float16).view(np.uint16)
+    expected = {
+        "f32": special.view(np.uint32),
+        "f16": f16,
+        "bf16": np.array([0x43E0, 0xC3E8, 0x714A, 0xFF80, 0x7FC0, 0, 0x8000, 0x3A80, 0x3B40, 0x1E3D], np.uint16),
+        "fp8": np.array([0x7E, 0xFE, 0x7E, 0xFE, 0x7F, 0, 0x80, 0, 2, 0], np.uint8),
+    }
+    for format, bits in expected.items():
+        case = Prefill(position=0, rows=2, group=1, head_dim=64, format=format)
+        case.qkv[0, 64:74] = case.qkv[0, 128:138] = special
+        ((_, planes),) = card.call("cases_attention_prefill.prefill", **case.arguments)
+        for plane in planes:
+            found = plane[0, 0, :10].view(bits.dtype)
+            same = (found == bits) | (np.isnan(special) & np.isnan(load([plane[0, 0, :10]], format)))
+            assert same.all(), (format, found, bits)
+
+
+def test_blocks_that_no_scale_holds(card: Remote) -> None:
+    """A block of q8_0 with an infinity or a NaN is ones under it, one that is far too small zeros."""
+    case = Prefill(position=0, rows=2, group=1, head_dim=128, format="q8_0")
+    case.qkv[0, 128:160] *= np.float32(1e-32)
+    case.qkv[0, 170] = -np.inf
+    case.qkv[0, 200] = np.nan
+    ((out, planes),) = card.call("cases_attention_prefill.prefill", **case.arguments)
+    keys, scales = planes[0][0, 0].reshape(4, 32), planes[2][0, 0].astype(np.float32)
+    assert (keys[0] == 0).all() and scales[0] == 0
+    assert (keys[1] == 1).all() and scales[1] == np.inf
+    assert (keys[2] == 1).all() and np.isnan(scales[2])
+    assert (np.abs(keys[3]).max() == 127) and np.isfinite(scales[3])
+    assert np.isnan(out).all()  # a score that is no number
 
 
 def test_plans(card: Remote) -> None:

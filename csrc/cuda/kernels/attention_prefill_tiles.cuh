@@ -2,12 +2,13 @@
 //
 // A block has 64 neighbouring queries of a key-value head (attention_prefill.cuh), a warp 16 of them: the rows of an
 // mma.m16n8k16, whose other side are 8 keys, or 8 elements of values. Queries, scores and results stay in registers (but for the
-// queries' second terms of 128 elements); probabilities go from the layout of a result straight to that of an operand. The softmax is online, in float32, to the base 2.
+// queries' second terms of 128 elements); probabilities go from the layout of a result straight to that of an operand. The
+// softmax is online, in float32, to the base 2.
 //
 // Accuracy. Keys and values go into the mma exactly: f16 and bf16 as they are, fp8 as f16, q8_0's integers as bf16. The other
 // operand is a float32 as two terms, what the type can hold and what is left. In f16 that makes 22 bits: queries are moved
-// to 2^14 .. 2^15, row by row, and probabilities to 2^14 at the most, so that the second term is far from the smallest f16. In bf16
-// it makes 16 to 17 bits, whatever the size. q8_0's scales have a place outside: a key's multiply sums over its 32 elements,
+// to 2^14 .. 2^15, row by row, and probabilities to 2^14 at the most, so that the second term is far from the smallest f16. In
+// bf16 it makes 16 to 17 bits, whatever the size. q8_0's scales have a place outside: a key's multiply sums over its 32 elements,
 // a value's its probability, in float32; scales have f16's whole range, which is why its products are of bf16.
 //
 // Tiles. 16-bit formats: two tiles of keys and values, one in use while cp.async fills the other. 8-bit formats: cp.async fills a
@@ -154,7 +155,7 @@ struct Scales {
     struct alignas(2 * kBlocks) Row {
         __half of[kBlocks];
     };
-    Row raw_scales[2][kKeys];          // of the keys, of the values
+    Row raw_scales[2][kKeys];         // of the keys, of the values
     float scales[2][kBlocks][kKeys];  // likewise
 };
 template <int kKeys>
@@ -174,8 +175,8 @@ struct Tiles : RawBytes<F::kBytes == 1 ? 4096 : 0>,
     // Registers do not hold both terms of 128 elements, the results and what is under way.
     static constexpr bool kLowInShared = kHeadDim == 128;
     static constexpr bool kWidened = F::kBytes == 1;
-    static constexpr int kKeys = 4096 / kHeadDim;       // of a tile
-    static constexpr int kPieces = kHeadDim / 8;        // of 16 bytes, of a key's row in 16 bits
+    static constexpr int kKeys = 4096 / kHeadDim;           // of a tile
+    static constexpr int kPieces = kHeadDim / 8;            // of 16 bytes, of a key's row in 16 bits
     static constexpr int kRaw = kHeadDim * F::kBytes / 16;  // of a key's row in the cache
     static constexpr int kBlocks = kHeadDim / 32;
     static constexpr int kThreads = 32 * kPrefillWarps;
@@ -212,7 +213,8 @@ struct Tiles : RawBytes<F::kBytes == 1 ? 4096 : 0>,
                 const bool there = from + key < queries.count;
                 const int64_t row = first_row + (there ? queries.slot_of(from + key) : 0);
                 const uint64_t plane = which ? cache->value_scales : cache->key_scales;
-                copy_async<2 * kBlocks>(&this->raw_scales[which][key], reinterpret_cast<const __half*>(plane) + row * kBlocks, there);
+                copy_async<2 * kBlocks>(&this->raw_scales[which][key], reinterpret_cast<const __half*>(plane) + row * kBlocks,
+                                        there);
             }
         }
         end_copies();
@@ -226,7 +228,8 @@ struct Tiles : RawBytes<F::kBytes == 1 ? 4096 : 0>,
             // Eight lanes write eight pieces; those of a long row, which lie 32 bytes apart, in two orders.
             const bool turned = kRaw == 8 && of_key >= 4;
             widen(this->raw_keys[piece], &keys[0][at(key, 2 * of_key + turned)], &keys[0][at(key, 2 * of_key + !turned)], turned);
-            widen(this->raw_values[piece], &values[0][at(key, 2 * of_key + turned)], &values[0][at(key, 2 * of_key + !turned)], turned);
+            widen(this->raw_values[piece], &values[0][at(key, 2 * of_key + turned)], &values[0][at(key, 2 * of_key + !turned)],
+                  turned);
         }
         if constexpr (F::kScaled) {
             const int key = threadIdx.x % kKeys, which = threadIdx.x / kKeys;
@@ -315,8 +318,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     if constexpr (T::kLowInShared) {
 #pragma unroll
         for (int s = 0; s < kSteps; ++s)
-            tiles.query_low[s][threadIdx.x] =
-                make_uint4(query_low[s][0], query_low[s][1], query_low[s][2], query_low[s][3]);
+            tiles.query_low[s][threadIdx.x] = make_uint4(query_low[s][0], query_low[s][1], query_low[s][2], query_low[s][3]);
     }
 
     float result[kHeadDim / 8][4] = {};
@@ -335,8 +337,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
             tiles.widen();
             __syncthreads();  // until everyone has widened
         }
-        if (tile + kKeys < queries.count)
-            tiles.fetch(cache, queries, tile + kKeys, T::kWidened ? 0 : stage ^ 1);
+        if (tile + kKeys < queries.count) tiles.fetch(cache, queries, tile + kKeys, T::kWidened ? 0 : stage ^ 1);
         if (tile <= some_high && tile + kKeys > some_low) {
             float score[kKeys / 8][4] = {};
             constexpr int kTogether = F::kScaled ? 2 : kSteps;  // steps under one scale
@@ -363,7 +364,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 #pragma unroll
                 for (int n = 0; n < kKeys / 8; ++n) {
                     float2 of_key = make_float2(1.0f, 1.0f);
-                    if constexpr (F::kScaled) of_key = *reinterpret_cast<const float2*>(&tiles.scales[0][part / 2][8 * n + column]);
+                    if constexpr (F::kScaled)
+                        of_key = *reinterpret_cast<const float2*>(&tiles.scales[0][part / 2][8 * n + column]);
 #pragma unroll
                     for (int c = 0; c < 4; ++c)
                         score[n][c] = F::kScaled ? fmaf(partial[n][c], c % 2 ? of_key.y : of_key.x, score[n][c]) : partial[n][c];
@@ -428,7 +430,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
                         const float* const p = score[2 * k + i];
 #pragma unroll
                         for (int r = 0; r < 2; ++r)
-                            F::split(p[2 * r] * of_value.x, p[2 * r + 1] * of_value.y, &high_term[2 * i + r], &low_term[2 * i + r]);
+                            F::split(p[2 * r] * of_value.x, p[2 * r + 1] * of_value.y, &high_term[2 * i + r],
+                                     &low_term[2 * i + r]);
                     }
 #pragma unroll
                     for (int d = part * (kHeadDim / 8 / kParts); d < (part + 1) * (kHeadDim / 8 / kParts); d += 2) {
@@ -470,10 +473,10 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 //          out on 8; every key that the mask shows a row of the step still lies in the cache
 // Two blocks a multiprocessor are asked for, which is what registers allow: without a number ptxas saves registers for more, and
 // spills.
-#define LLAMA_EXT_PREFILL(format, F, kHeadDim)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(32 * kPrefillWarps, 2) attention_prefill_##format##_##kHeadDim(                 \
-        const float* qkv, const Step* step, const CacheState* cache, float* out, int64_t extent, int64_t temperature_floor,      \
-        int mask, int group, int head_dim, float scale, int qk_norm, float qk_norm_eps, float temperature_scale) {               \
-        attend<F, kHeadDim>(qkv, step, cache, out, extent, temperature_floor, mask, group, scale, qk_norm, qk_norm_eps,          \
-                            temperature_scale);                                                                                  \
+#define LLAMA_EXT_PREFILL(format, F, kHeadDim)                                                                              \
+    extern "C" __global__ void __launch_bounds__(32 * kPrefillWarps, 2) attention_prefill_##format##_##kHeadDim(            \
+        const float* qkv, const Step* step, const CacheState* cache, float* out, int64_t extent, int64_t temperature_floor, \
+        int mask, int group, int head_dim, float scale, int qk_norm, float qk_norm_eps, float temperature_scale) {          \
+        attend<F, kHeadDim>(qkv, step, cache, out, extent, temperature_floor, mask, group, scale, qk_norm, qk_norm_eps,     \
+                            temperature_scale);                                                                             \
     }
