@@ -487,6 +487,45 @@ class cuda:
         *, x: cuda.Buffer, weight: cuda.Buffer | None, y: cuda.Buffer, rows: int, n: int, eps: float
     ) -> cuda.Plan: ...
     @staticmethod
+    def rope(*, x: cuda.Buffer, table: cuda.Buffer, rows: int, stride: int, heads: int, pairs: int) -> cuda.Plan: ...
+    @staticmethod
+    def attention_append(
+        *,
+        qkv: cuda.Buffer,
+        step: cuda.Buffer,
+        cache: cuda.Buffer,
+        max_rows: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        format: str,
+        qk_norm: bool = False,
+        qk_norm_eps: float = 0.0,
+    ) -> cuda.Plan:
+        """Any number of rows. What `cache` (CacheState) points to must outlive the plan."""
+
+    @staticmethod
+    def attention_prefill(
+        *,
+        qkv: cuda.Buffer,
+        step: cuda.Buffer,
+        cache: cuda.Buffer,
+        out: cuda.Buffer,
+        max_rows: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        format: str,
+        mask: Mask,
+        scale: float,
+        qk_norm: bool = False,
+        qk_norm_eps: float = 0.0,
+        temperature_scale: float = 0.0,
+        temperature_floor: int = 0,
+    ) -> cuda.Plan:
+        """Any number of rows, whose keys and values the cache holds already; as for attention_append."""
+
+    @staticmethod
     def product(
         *,
         weight: cuda.Buffer | None = None,
@@ -515,6 +554,7 @@ class cuda:
 
         groups: "count", "expert", "first", "row", "score" and the number "max_groups" (csrc/cuda/product.h).
         """
+    ) -> cuda.Plan: ...
     @staticmethod
     def attention(
         *,
@@ -643,3 +683,5 @@ class cuda:
         place: cuda.Buffer,
         out: cuda.Buffer,
     ) -> cuda.Plan: ...
+    @staticmethod
+    def attention_scratch_bytes(*, max_rows: int, heads: int, head_dim: int, splits: int) -> int: ...

@@ -59,7 +59,7 @@ CUDA_ATTENTION = 2e-6
 # rope: two products and a sum, a product rounded where it is not fused.
 CUDA_ROPE = 2**-23
 # attention of many rows: as CUDA_ATTENTION where a float32 goes into tensor cores as two terms of f16, 22 bits. Two terms of
-# bf16 leave up to 2^-18 of a query's element and of a probability: 4e-6 more.
+# bf16 leave up to 2^-18 of a query's element and of a probability: 4e-6 more. Measured: 2.2e-7 (f32, f16, fp8) and 3.1e-6.
 CUDA_ATTENTION_PREFILL = {"f32": 2e-6, "f16": 2e-6, "fp8": 2e-6, "bf16": 6e-6, "q8_0": 6e-6}
 
 

@@ -26,6 +26,7 @@ void print(std::ostream& out, const std::array<uint32_t, 3>& size) {
 
 std::string to_string(const Launch& launch) {
     std::ostringstream out;
+    if (!launch.label.empty()) out << launch.label << ": ";
     out << launch.kernel << "<<<";
     print(out, launch.grid);
     out << ", ";

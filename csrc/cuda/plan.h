@@ -41,7 +41,7 @@ struct Plan {
     std::vector<std::shared_ptr<const void>> owners;  // of the memory that the addresses point into
 };
 
-// A launch a line: kernel<<<grid, block, shared bytes>>>(name = value, ...), and "programmatic" where it is.
+// A launch a line: label: kernel<<<grid, block, shared bytes>>>(name = value, ...), and "programmatic" where it is.
 std::string to_string(const Launch& launch);
 std::string to_string(const Plan& plan);
 

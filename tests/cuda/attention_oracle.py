@@ -1,4 +1,4 @@
-"""Attention and the formats of its cache in float64, from the definitions in program/instruction.h and program/program.h."""
+"""Attention and the formats of its cache in float64, from the definitions in program/instruction.h and program.h."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Case:
             assert found.tobytes() == plane.tobytes()
 
     def check_normed_key(self, stored: list[Array], k: Array) -> None:
-        """A value between two of the format may be rounded to either: what is stored is what a value near it becomes."""
+        """Between two values of the format it may become either: what is stored is what a value near it becomes."""
         exact, found = normed(k, self.eps), load(stored, self.format)
         if self.format == "q8_0":  # half an integer, and half a unit of the scale
             largest = np.abs(exact).reshape(len(exact), -1, 32).max(-1).repeat(32, -1)
@@ -175,7 +175,8 @@ class Case:
         first = max(self.start, position - 2 * self.capacity)
         keys = first + visible_from(position, first, self.mask)
         k, v = (load([plane[:, keys % self.capacity] for plane in planes[which::2]], self.format) for which in range(2))
-        check_attention(out, q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), np.arange(len(keys)), self.scale)
+        k, v, seen = k.transpose(1, 0, 2), v.transpose(1, 0, 2), np.arange(len(keys))
+        check_attention(out, q, k, v, seen, self.scale, tolerances.CUDA_ATTENTION_DECODE)
 
     def check(self, results: list[tuple[Array, list[Array]]]) -> None:
         before = self.planes

@@ -26,6 +26,7 @@ def prefill(
     start: int = 0,
     qk_norm: bool = False,
     qk_norm_eps: float = 0.0,
+    after_norm: bool = False,
     captured: bool = False,
     image: bytes | None = None,
     **temperature: Any,
@@ -33,7 +34,8 @@ def prefill(
     """One plan, or graph, for steps of (position, qkv [rows, width]): appends, then attends.
 
     planes: keys, values and for q8_0 their scales, [kv_heads, capacity, ...].  held [capacity]: the slots to write
-    before; the others stay unwritten. None: all are.
+    before; the others stay unwritten. None: all are.  after_norm: the rows, max_rows of them, are normalised by the
+    launch before.
     -> of each step out [rows, heads, head_dim], and the planes after it, empty unless all were written
     """
     card = Card(image)
@@ -50,7 +52,8 @@ def prefill(
         buffers.append(buffer)
     addresses = [buffer.address for buffer in buffers] + [0] * (4 - len(planes))
     cache = card.upload(np.array([*addresses, planes[0].shape[1]], np.uint64))
-    qkv = cuda.Buffer(card.device, 4 * max_rows * (heads + 2 * kv_heads) * head_dim)
+    width = (heads + 2 * kv_heads) * head_dim
+    given, qkv = (cuda.Buffer(card.device, 4 * max_rows * width) for _ in range(2))
     out, step = card.output(max_rows * heads * head_dim), cuda.Buffer(card.device, STEP.itemsize)
     shape = {"max_rows": max_rows, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "format": format}
     norm = {"qk_norm": qk_norm, "qk_norm_eps": qk_norm_eps}
@@ -58,12 +61,14 @@ def prefill(
     plan += cuda.attention_prefill(
         qkv=qkv, step=step, cache=cache, out=out, mask=_core.Mask(*mask), scale=scale, **shape, **norm, **temperature
     )
+    if after_norm:
+        plan = cuda.rms_norm(x=given, weight=None, y=qkv, rows=max_rows, n=width, eps=1e-5) + plan
     executable = cuda.Executable(card.module, plan)
     work = card.stream.capture(executable) if captured else executable
     results = []
     for position, rows in steps:
         card.stream.write(step, np.array([(position, start, len(rows), 1)], STEP))
-        card.stream.write(qkv, rows)
+        card.stream.write(given if after_norm else qkv, rows)
         card.stream.fill(out, 0xFF)
         card.stream.run(work)
         found = card.floats(out).reshape(max_rows, heads, head_dim)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 ROOM = Path(__file__).resolve().parents[1]
 if str(ROOM) not in sys.path:
-    sys.path.append(str(ROOM))
+    sys.path.insert(0, str(ROOM))
 
 from models import build, build_in_blocks, random_weights, variants  # noqa: E402
 

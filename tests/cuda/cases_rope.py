@@ -9,7 +9,10 @@ from cuda_worker import Array, Card, cuda
 def rope(
     x: Array, table: Array, heads: int, offset: int = 0, captured: bool = False, image: bytes | None = None
 ) -> tuple[Array, list[str]]:
-    """x [rows, stride], table [rows, pairs, 2].  offset: of x in its buffer, in floats.  -> (x, the kernels that ran)"""
+    """x [rows, stride], table [rows, pairs, 2].  offset: of x in its buffer, in floats.
+
+    -> (x, the kernels that ran)
+    """
     card = Card(image)
     rows, stride = x.shape
     buffer = card.upload(np.concatenate([np.zeros(offset, np.float32), x.reshape(-1)]))

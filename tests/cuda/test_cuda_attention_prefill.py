@@ -163,14 +163,68 @@ def test_counters(card: Remote, format: str, head_dim: int) -> None:
     launches = card.call("report", function="cases_attention_prefill.prefill", arguments=case.arguments)
     (launch,) = (launch for launch in launches if launch["kernel"].startswith("attention_prefill"))
     assert launch["shared_bank_conflicts"] == 0
-    copied = sum(access["bytes"] for access in launch["accesses"] if access["opcode"].startswith("cp.async"))
+    copied = sum(access["bytes"] for access in launch["accesses"] if access["opcode"] == "cp")
     assert copied == sum(plane.nbytes for plane in case.planes)
 
 
+@pytest.mark.parametrize("format", TENSOR_CORES)
+def test_keys_that_nobody_sees_are_not_read(card: Remote, format: str) -> None:
+    case = Prefill(position=200, rows=28, head_dim=64, format=format, mask=("sliding", 8))
+    launches = card.call("report", function="cases_attention_prefill.prefill", arguments=case.arguments)
+    (launch,) = (launch for launch in launches if launch["kernel"].startswith("attention_prefill"))
+    copied = sum(access["sectors_unique"] for access in launch["accesses"] if access["opcode"] == "cp")
+    seen = 8 + 28 - 1
+    of_scales = 2 * (seen * 4 // 32 + 2) if format == "q8_0" else 0
+    assert copied <= 2 * seen * case.planes[0][0, 0].nbytes // 32 + of_scales
+
+
+def test_what_no_format_holds(card: Remote) -> None:
+    """Keys and values beyond a format's range, and what is no number."""
+    infinity, nan = np.float32(np.inf), np.float32(np.nan)
+    special = np.array([449, -465, 1e30, -infinity, nan, 0.0, -0.0, 2.0**-10, 3 * 2.0**-10, 1e-20], np.float32)
+    with np.errstate(over="ignore"):
+        f16 = special.astype(np.float16).view(np.uint16)
+    expected = {
+        "f32": special.view(np.uint32),
+        "f16": f16,
+        "bf16": np.array([0x43E0, 0xC3E8, 0x714A, 0xFF80, 0x7FC0, 0, 0x8000, 0x3A80, 0x3B40, 0x1E3D], np.uint16),
+        "fp8": np.array([0x7E, 0xFE, 0x7E, 0xFE, 0x7F, 0, 0x80, 0, 2, 0], np.uint8),
+    }
+    for format, bits in expected.items():
+        case = Prefill(position=0, rows=2, group=1, head_dim=64, format=format)
+        case.qkv[0, 64:74] = case.qkv[0, 128:138] = special
+        ((_, planes),) = card.call("cases_attention_prefill.prefill", **case.arguments)
+        for plane in planes:
+            found = plane[0, 0, :10].view(bits.dtype)
+            same = (found == bits) | (np.isnan(special) & np.isnan(load([plane[0, 0, :10]], format)))
+            assert same.all(), (format, found, bits)
+
+
+def test_blocks_that_no_scale_holds(card: Remote) -> None:
+    """A block of q8_0 with an infinity or a NaN is ones under it, one that is far too small zeros."""
+    case = Prefill(position=0, rows=2, group=1, head_dim=128, format="q8_0")
+    case.qkv[0, 128:160] *= np.float32(1e-32)
+    case.qkv[0, 170] = -np.inf
+    case.qkv[0, 200] = np.nan
+    ((out, planes),) = card.call("cases_attention_prefill.prefill", **case.arguments)
+    keys, scales = planes[0][0, 0].reshape(4, 32), planes[2][0, 0].astype(np.float32)
+    assert (keys[0] == 0).all() and scales[0] == 0
+    assert (keys[1] == 1).all() and scales[1] == np.inf
+    assert (keys[2] == 1).all() and np.isnan(scales[2])
+    assert (np.abs(keys[3]).max() == 127) and np.isfinite(scales[3])
+    assert np.isnan(out).all()  # a score that is no number
+
+
 def test_plans(card: Remote) -> None:
+    shared = 2 * 32 * 33 * 16 + 16 * (128 + 32) * 4
+    arguments = "qkv = ADDRESS, step = ADDRESS, cache = ADDRESS, "
+    rest = "scale = 0.125, qk_norm = 0, qk_norm_eps = 0, temperature_scale = 0) programmatic"
+    masked = "out = ADDRESS, extent = 32, temperature_floor = 0, mask = 2, group = 3, head_dim = "
     assert card.call("cases_attention_prefill.plans").splitlines() == [
-        "attention_append_bf16<<<(70, 1, 1), 128, 0>>>(qkv = ADDRESS, step = ADDRESS, cache = ADDRESS, heads = 6, "
-        "kv_heads = 2, head_dim = 64, qk_norm = 0, qk_norm_eps = 0) programmatic",
+        f"attention_append_bf16<<<70, 128, 0 B>>>({arguments}heads = 6, kv_heads = 2, head_dim = 64, qk_norm = 0, "
+        "qk_norm_eps = 0) programmatic",
+        f"attention_prefill_bf16_64<<<2 x 4, 128, 0 B>>>({arguments}{masked}64, {rest}",
+        f"attention_prefill_any_f32<<<2 x 14, 128, {shared} B>>>({arguments}{masked}128, {rest}",
     ]
 
 
@@ -191,6 +245,5 @@ def test_wrong_arguments(card: Remote) -> None:
         assert sentence(operation, qkv="8+1000000") == f"{operation}: qkv is not aligned, must be on 16 bytes"
         assert sentence(operation, step="0+16") == f"{operation}: step has 16 bytes, its shape needs 24 bytes"
         assert sentence(operation, qk_norm_eps=-1.0).endswith("qk_norm_eps is -1.000000, must be 0 or more")
-    assert sentence("attention_prefill", mask=("sliding", 0)).endswith("the mask's extent is 0, must be positive")
     assert sentence("attention_prefill", temperature_scale=0.1).endswith("temperature_floor is 0, must be positive")
     assert sentence("attention_prefill", out="4+1000000") == "attention_prefill: out is not aligned, must be on 8 bytes"

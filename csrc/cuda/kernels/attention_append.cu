@@ -53,11 +53,11 @@ __device__ __forceinline__ void append(const float* qkv, const Step* step, const
 //   -> slots (step->position + row) % capacity of cache->keys, ->values [kv_heads, capacity, head_dim] and their scales
 // PRECOND: grid (max_rows, ceil(2 kv_heads / kAppendWarps)), block (32 * kAppendWarps); head_dim % 8 == 0 (q8_0: % 32), <= 256;
 //          qkv and the cache on 16 bytes; step->rows <= capacity
-#define LLAMA_EXT_APPEND(format, F)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(32 * kAppendWarps)                                                      \
-        attention_append_##format(const float* qkv, const Step* step, const CacheState* cache, int heads, int kv_heads,  \
-                                  int head_dim, int qk_norm, float qk_norm_eps) {                                        \
-        append<F>(qkv, step, cache, heads, kv_heads, head_dim, qk_norm, qk_norm_eps);                                    \
+#define LLAMA_EXT_APPEND(format, F)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(32 * kAppendWarps)                                                     \
+        attention_append_##format(const float* qkv, const Step* step, const CacheState* cache, int heads, int kv_heads, \
+                                  int head_dim, int qk_norm, float qk_norm_eps) {                                       \
+        append<F>(qkv, step, cache, heads, kv_heads, head_dim, qk_norm, qk_norm_eps);                                   \
     }
 
 LLAMA_EXT_APPEND(f32, F32Cache)

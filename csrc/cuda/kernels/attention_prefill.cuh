@@ -33,6 +33,7 @@ struct Queries {
     int64_t first;            // position of the block's first key: keys are counted from it
     int64_t slot, capacity;   // key i lies in slot (slot + i) % capacity
     int count;                // of the block's keys
+    int ahead;                // the key that the step's first row brings; it may lie before the block's first
     int from, end;            // queries of the block, and of all
 
     // Blocks of late queries come first: they have most keys.
@@ -43,16 +44,16 @@ struct Queries {
         if (from < 0) return false;
         position = step->position, start = step->start, capacity = cache->capacity;
         first = first_key(position + from / group, start, mask, extent);
-        count = static_cast<int>(position + (min(from + of_block, end) - 1) / group - first) + 1;
+        ahead = static_cast<int>(position - first);
+        count = high_of(min(from + of_block, end) - 1, group) + 1;
         slot = first % capacity;
         return true;
     }
-    // The keys that a query sees: low to high. None if there is no such query.
-    __device__ void range(int query, int group, int mask, int64_t extent, int* low, int* high) const {
-        const int64_t at = position + query / group;
-        *low = query < end ? static_cast<int>(first_key(at, start, mask, extent) - first) : INT_MAX;
-        *high = query < end ? static_cast<int>(at - first) : -1;
+    // The keys that a query sees: low_of to high_of. None of the block's if there is no such query.
+    __device__ int low_of(int query, int group, int mask, int64_t extent) const {
+        return query < end ? static_cast<int>(first_key(position + query / group, start, mask, extent) - first) : INT_MAX;
     }
+    __device__ int high_of(int query, int group) const { return ahead + query / group; }
     // Of a key, which is one of the block's.
     __device__ int64_t slot_of(int key) const {
         const int64_t at = slot + key;

@@ -12,8 +12,8 @@ constexpr int kOfWarp = kAnyQueries / kPrefillWarps;
 // A tile's keys or values as float32, zeros behind the block's last key.
 // plane [capacity][head_dim], scales [capacity][head_dim / 32] of this head -> tile [kAnyKeys][any_row]
 template <typename F>
-__device__ __forceinline__ void widen_tile(const char* plane, const __half* scales, const Queries& queries, int from, int head_dim,
-                                           float4* tile) {
+__device__ __forceinline__ void widen_tile(const char* plane, const __half* scales, const Queries& queries, int from,
+                                           int head_dim, float4* tile) {
     const int units = head_dim / 8;
     for (int i = threadIdx.x; i < kAnyKeys * units; i += 32 * kPrefillWarps) {
         const int key = i / units, unit = i % units;
@@ -45,8 +45,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.x, kv_heads = gridDim.x;
     const int fours = head_dim / 4;
     extern __shared__ float4 shared[];
-    float4* const key_tile = shared;                                                               // [kAnyKeys][any_row]
-    float4* const value_tile = key_tile + kAnyKeys * any_row(head_dim);                            // [kAnyKeys][any_row]
+    float4* const key_tile = shared;                                                                // [kAnyKeys][any_row]
+    float4* const value_tile = key_tile + kAnyKeys * any_row(head_dim);                             // [kAnyKeys][any_row]
     float4* const query_rows = value_tile + kAnyKeys * any_row(head_dim) + warp * kOfWarp * fours;  // of the warp: [4][fours]
     float* const probabilities =
         reinterpret_cast<float*>(value_tile + kAnyKeys * any_row(head_dim) + kAnyQueries * fours) + warp * kOfWarp * kAnyKeys;
@@ -67,15 +67,14 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 #pragma unroll
     for (int i = 0; i < kOfWarp; ++i) {
         const int query = queries.from + warp * kOfWarp + i;
-        queries.range(query, group, mask, extent, &low[i], &high[i]);
+        low[i] = queries.low_of(query, group, mask, extent), high[i] = queries.high_of(query, group);
         factor[i] = 0.0f, highest[i] = -INFINITY, sum[i] = 0.0f;
 #pragma unroll
         for (int p = 0; p < kPairs; ++p) result[i][p] = make_float2(0.0f, 0.0f);
         float squares = 0.0f;
         if (query < queries.end) {
             const int64_t row = query / group, head = kv_head * group + query % group;
-            const float4* const q =
-                reinterpret_cast<const float4*>(qkv + (row * (group + 2) * kv_heads + head) * head_dim);
+            const float4* const q = reinterpret_cast<const float4*>(qkv + (row * (group + 2) * kv_heads + head) * head_dim);
             for (int d = lane; d < fours; d += 32) {
                 const float4 four = q[d];
                 squares = dot(four, four, squares);
@@ -138,8 +137,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         float2* const to = reinterpret_cast<float2*>(out + (row * group * kv_heads + head) * head_dim);
 #pragma unroll
         for (int p = 0; p < kPairs; ++p) {
-            if (64 * p + 2 * lane < head_dim)
-                to[32 * p + lane] = make_float2(result[i][p].x / total, result[i][p].y / total);
+            if (64 * p + 2 * lane < head_dim) to[32 * p + lane] = make_float2(result[i][p].x / total, result[i][p].y / total);
         }
     }
 }
@@ -151,12 +149,12 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 // PRECOND: grid (kv_heads, ceil(max_rows * group / kAnyQueries)), block (32 * kPrefillWarps), shared any_shared_bytes(head_dim);
 //          head_dim % 8 == 0 (q8_0: % 32), <= kMaxHeadDim; qkv and the cache on 16 bytes, out on 8; every key that the mask shows
 //          a row of the step still lies in the cache
-#define LLAMA_EXT_PREFILL(format, F)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(32 * kPrefillWarps, 2) attention_prefill_any_##format(                           \
-        const float* qkv, const Step* step, const CacheState* cache, float* out, int64_t extent, int64_t temperature_floor,       \
-        int mask, int group, int head_dim, float scale, int qk_norm, float qk_norm_eps, float temperature_scale) {                \
-        attend<F>(qkv, step, cache, out, extent, temperature_floor, mask, group, head_dim, scale, qk_norm, qk_norm_eps,           \
-                  temperature_scale);                                                                                             \
+#define LLAMA_EXT_PREFILL(format, F)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(32 * kPrefillWarps, 2) attention_prefill_any_##format(                     \
+        const float* qkv, const Step* step, const CacheState* cache, float* out, int64_t extent, int64_t temperature_floor, \
+        int mask, int group, int head_dim, float scale, int qk_norm, float qk_norm_eps, float temperature_scale) {          \
+        attend<F>(qkv, step, cache, out, extent, temperature_floor, mask, group, head_dim, scale, qk_norm, qk_norm_eps,     \
+                  temperature_scale);                                                                                       \
     }
 
 LLAMA_EXT_PREFILL(f32, F32Cache)

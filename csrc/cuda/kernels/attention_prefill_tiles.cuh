@@ -1,13 +1,14 @@
 // Attention of many rows on tensor cores, for a head_dim of 64 or 128. A file of kernels a format of the cache.
 //
 // A block has 64 neighbouring queries of a key-value head (attention_prefill.cuh), a warp 16 of them: the rows of an
-// mma.m16n8k16, whose other side are 8 keys, or 8 elements of values. Queries, scores and results stay in registers; probabilities
-// go from the layout of a result straight to that of an operand. The softmax is online, in float32, to the base 2.
+// mma.m16n8k16, whose other side are 8 keys, or 8 elements of values. Queries, scores and results stay in registers (but for the
+// queries' second terms of 128 elements); probabilities go from the layout of a result straight to that of an operand. The
+// softmax is online, in float32, to the base 2.
 //
 // Accuracy. Keys and values go into the mma exactly: f16 and bf16 as they are, fp8 as f16, q8_0's integers as bf16. The other
 // operand is a float32 as two terms, what the type can hold and what is left. In f16 that makes 22 bits: queries are moved
-// to 2^14 .. 2^15, row by row, and probabilities to 2^14 at the most, so that the second term is far from the smallest f16. In bf16
-// it makes 16 to 17 bits, whatever the size. q8_0's scales have a place outside: a key's multiply sums over its 32 elements,
+// to 2^14 .. 2^15, row by row, and probabilities to 2^14 at the most, so that the second term is far from the smallest f16. In
+// bf16 it makes 16 to 17 bits, whatever the size. q8_0's scales have a place outside: a key's multiply sums over its 32 elements,
 // a value's its probability, in float32; scales have f16's whole range, which is why its products are of bf16.
 //
 // Tiles. 16-bit formats: two tiles of keys and values, one in use while cp.async fills the other. 8-bit formats: cp.async fills a
@@ -141,11 +142,41 @@ struct Fp8Tiles : F16Operand {
 #endif
 };
 
+// What there is in shared memory for some formats and head_dims only.
+template <int kBytes>  // of a tile's keys, or values, in the cache; 0: none are widened
+struct RawBytes {
+    uint4 raw_keys[kBytes / 16], raw_values[kBytes / 16];
+};
+template <>
+struct RawBytes<0> {};
+
+template <int kKeys, int kBlocks>  // of a tile, and of a row; 0: there are no scales
+struct Scales {
+    struct alignas(2 * kBlocks) Row {
+        __half of[kBlocks];
+    };
+    Row raw_scales[2][kKeys];         // of the keys, of the values
+    float scales[2][kBlocks][kKeys];  // likewise
+};
+template <int kKeys>
+struct Scales<kKeys, 0> {};
+
+template <int kSteps>  // 0: the second terms of queries stay in registers
+struct SecondTerms {
+    uint4 query_low[kSteps][32 * kPrefillWarps];  // of each thread
+};
+template <>
+struct SecondTerms<0> {};
+
 template <typename F, int kHeadDim>
-struct Tiles {
+struct Tiles : RawBytes<F::kBytes == 1 ? 4096 : 0>,
+               Scales<4096 / kHeadDim, F::kScaled ? kHeadDim / 32 : 0>,
+               SecondTerms<kHeadDim == 128 ? kHeadDim / 16 : 0> {
+    // Registers do not hold both terms of 128 elements, the results and what is under way.
+    static constexpr bool kLowInShared = kHeadDim == 128;
     static constexpr bool kWidened = F::kBytes == 1;
-    static constexpr int kKeys = 4096 / kHeadDim;       // of a tile
-    static constexpr int kPieces = kHeadDim / 8;        // of 16 bytes, of a key's row in 16 bits
+    static constexpr int kKeys = 4096 / kHeadDim;           // of a tile
+    static constexpr int kPieces = kHeadDim / 8;            // of 16 bytes, of a key's row in 16 bits
     static constexpr int kRaw = kHeadDim * F::kBytes / 16;  // of a key's row in the cache
     static constexpr int kBlocks = kHeadDim / 32;
     static constexpr int kThreads = 32 * kPrefillWarps;
@@ -153,24 +184,24 @@ struct Tiles {
 
     alignas(256) uint4 keys[kStages][kKeys * kPieces];
     alignas(256) uint4 values[kStages][kKeys * kPieces];
-    uint4 raw_keys[kWidened ? kKeys * kRaw : 1], raw_values[kWidened ? kKeys * kRaw : 1];
-    __half raw_scales[2][F::kScaled ? kKeys * kBlocks : 8];       // keys', values': [kKeys][kBlocks]
-    float scales[2][F::kScaled ? kBlocks : 1][F::kScaled ? kKeys : 4];  // likewise: [kBlocks][kKeys]
 
     // Where the 16 bytes `piece` of a key lie.
     __device__ static int at(int key, int piece) { return key * kPieces + (piece ^ (key % 8)); }
 
-    // Begins to copy a tile whose first key is `from`; zeros are what lies behind the block's last key.
-    __device__ void fetch(const char* key_plane, const char* value_plane, const __half* key_scales, const __half* value_scales,
-                          const Queries& queries, int from, int stage) {
-#pragma unroll
+    // Begins to copy a tile whose first key is `from`; zeros are what lies behind the block's last key. Where the planes begin is
+    // read again for each tile, which takes less than the registers that it would stay in.
+    __device__ void fetch(const CacheState* cache, const Queries& queries, int from, int stage) {
+        const int64_t first_row = blockIdx.x * queries.capacity;  // of the head
+        const char* const key_plane = reinterpret_cast<const char*>(cache->keys) + first_row * kHeadDim * F::kBytes;
+        const char* const value_plane = reinterpret_cast<const char*>(cache->values) + first_row * kHeadDim * F::kBytes;
+#pragma unroll(kWidened ? 1 : 4)  // what is unrolled here is kept in registers that the products need
         for (int i = 0; i < kKeys * kRaw / kThreads; ++i) {
             const int piece = threadIdx.x + i * kThreads, key = piece / kRaw;
             const bool there = from + key < queries.count;
             const int64_t offset = there ? (queries.slot_of(from + key) * kRaw + piece % kRaw) * 16 : 0;
             if constexpr (kWidened) {
-                copy_async<16>(&raw_keys[piece], key_plane + offset, there);
-                copy_async<16>(&raw_values[piece], value_plane + offset, there);
+                copy_async<16>(&this->raw_keys[piece], key_plane + offset, there);
+                copy_async<16>(&this->raw_values[piece], value_plane + offset, there);
             } else {
                 copy_async<16>(&keys[stage][at(key, piece % kRaw)], key_plane + offset, there);
                 copy_async<16>(&values[stage][at(key, piece % kRaw)], value_plane + offset, there);
@@ -180,8 +211,10 @@ struct Tiles {
             const int key = threadIdx.x % kKeys, which = threadIdx.x / kKeys;
             if (which < 2) {
                 const bool there = from + key < queries.count;
-                const int64_t offset = there ? queries.slot_of(from + key) * kBlocks : 0;
-                copy_async<2 * kBlocks>(&raw_scales[which][key * kBlocks], (which ? value_scales : key_scales) + offset, there);
+                const int64_t row = first_row + (there ? queries.slot_of(from + key) : 0);
+                const uint64_t plane = which ? cache->value_scales : cache->key_scales;
+                copy_async<2 * kBlocks>(&this->raw_scales[which][key], reinterpret_cast<const __half*>(plane) + row * kBlocks,
+                                        there);
             }
         }
         end_copies();
@@ -189,19 +222,21 @@ struct Tiles {
 
     // The tile of bytes, which has come, into the one of 16 bits. A thread widens what it has fetched itself.
     __device__ void widen() {
-#pragma unroll
+#pragma unroll 1  // likewise
         for (int i = 0; i < kKeys * kRaw / kThreads; ++i) {
             const int piece = threadIdx.x + i * kThreads, key = piece / kRaw, of_key = piece % kRaw;
             // Eight lanes write eight pieces; those of a long row, which lie 32 bytes apart, in two orders.
             const bool turned = kRaw == 8 && of_key >= 4;
-            widen(raw_keys[piece], &keys[0][at(key, 2 * of_key + turned)], &keys[0][at(key, 2 * of_key + !turned)], turned);
-            widen(raw_values[piece], &values[0][at(key, 2 * of_key + turned)], &values[0][at(key, 2 * of_key + !turned)], turned);
+            widen(this->raw_keys[piece], &keys[0][at(key, 2 * of_key + turned)], &keys[0][at(key, 2 * of_key + !turned)], turned);
+            widen(this->raw_values[piece], &values[0][at(key, 2 * of_key + turned)], &values[0][at(key, 2 * of_key + !turned)],
+                  turned);
         }
         if constexpr (F::kScaled) {
             const int key = threadIdx.x % kKeys, which = threadIdx.x / kKeys;
             if (which < 2) {
+                const auto raw = this->raw_scales[which][key];
 #pragma unroll
-                for (int b = 0; b < kBlocks; ++b) scales[which][b][key] = __half2float(raw_scales[which][key * kBlocks + b]);
+                for (int b = 0; b < kBlocks; ++b) this->scales[which][b][key] = __half2float(raw.of[b]);
             }
         }
     }
@@ -227,27 +262,22 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     wait_for_predecessor();
     Queries queries;
     if (!queries.find(step, cache, kPrefillQueries, group, mask, extent)) return;
-    const int64_t first_row = kv_head * queries.capacity;  // of the head in the cache
-    const char* const keys = reinterpret_cast<const char*>(cache->keys) + first_row * kHeadDim * F::kBytes;
-    const char* const values = reinterpret_cast<const char*>(cache->values) + first_row * kHeadDim * F::kBytes;
-    const __half* const key_scales = reinterpret_cast<const __half*>(cache->key_scales) + first_row * T::kBlocks;
-    const __half* const value_scales = reinterpret_cast<const __half*>(cache->value_scales) + first_row * T::kBlocks;
-    tiles.fetch(keys, values, key_scales, value_scales, queries, 0, 0);
+    tiles.fetch(cache, queries, 0, 0);
 
     // Of the warp's 16 queries a lane has two, lane / 4 and lane / 4 + 8; of a tile's columns it has `column` and the next.
     const int warp_from = queries.from + 16 * warp;
-    int warp_low, warp_high, unused;
-    queries.range(warp_from, group, mask, extent, &warp_low, &unused);
-    queries.range(min(warp_from + 15, queries.end - 1), group, mask, extent, &unused, &warp_high);
-    int all_low, all_high;  // what every query of the warp sees
-    queries.range(warp_from + 15, group, mask, extent, &all_low, &unused);
-    queries.range(warp_from, group, mask, extent, &unused, &all_high);
+    // Some query of the warp sees the keys from some_low to some_high, and all of them see those from all_low to all_high.
+    const int some_low = queries.low_of(warp_from, group, mask, extent);
+    const int some_high = queries.high_of(min(warp_from + 15, queries.end - 1), group);
+    const int all_low = queries.low_of(warp_from + 15, group, mask, extent), all_high = queries.high_of(warp_from, group);
+    int low[2];
 
     uint32_t query_high[kSteps][4], query_low[kSteps][4];
     float factor[2], highest[2], sum[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const int query = warp_from + lane / 4 + 8 * r;
+        low[r] = queries.low_of(query, group, mask, extent);
         highest[r] = -INFINITY, sum[r] = 0.0f;
         float2 q[kSteps][2];
         float squares = 0.0f, largest = 0.0f;
@@ -285,6 +315,12 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         }
     }
 
+    if constexpr (T::kLowInShared) {
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s)
+            tiles.query_low[s][threadIdx.x] = make_uint4(query_low[s][0], query_low[s][1], query_low[s][2], query_low[s][3]);
+    }
+
     float result[kHeadDim / 8][4] = {};
     // ldmatrix: lane i names row i % 8 of matrix i / 8. Keys: matrices are 8 keys by 8 elements, two of elements side by side,
     // then the next 8 keys. Values: the same with keys first.
@@ -301,36 +337,38 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
             tiles.widen();
             __syncthreads();  // until everyone has widened
         }
-        if (tile + kKeys < queries.count)
-            tiles.fetch(keys, values, key_scales, value_scales, queries, tile + kKeys, T::kWidened ? 0 : stage ^ 1);
-        if (tile <= warp_high && tile + kKeys > warp_low) {
+        if (tile + kKeys < queries.count) tiles.fetch(cache, queries, tile + kKeys, T::kWidened ? 0 : stage ^ 1);
+        if (tile <= some_high && tile + kKeys > some_low) {
             float score[kKeys / 8][4] = {};
+            constexpr int kTogether = F::kScaled ? 2 : kSteps;  // steps under one scale
 #pragma unroll
-            for (int n = 0; n < kKeys / 8; n += 2) {
-                constexpr int kTogether = F::kScaled ? 2 : kSteps;  // steps under one scale
+            for (int part = 0; part < kSteps; part += kTogether) {
+                float partial[kKeys / 8][4] = {};
 #pragma unroll
-                for (int part = 0; part < kSteps; part += kTogether) {
-                    float partial[2][4] = {};
+                for (int s = part; s < part + kTogether; ++s) {
+                    if constexpr (T::kLowInShared) {
+                        const uint4 four = tiles.query_low[s][threadIdx.x];
+                        query_low[s][0] = four.x, query_low[s][1] = four.y, query_low[s][2] = four.z, query_low[s][3] = four.w;
+                    }
 #pragma unroll
-                    for (int s = part; s < part + kTogether; ++s) {
+                    for (int n = 0; n < kKeys / 8; n += 2) {
                         uint32_t b[4];
                         load_matrices(b, ((keys_at + stage * kStage) ^ 32 * s) + 8 * n * kRow);
 #pragma unroll
                         for (int i = 0; i < 2; ++i) {
-                            F::product(partial[i], query_low[s], b[2 * i], b[2 * i + 1]);
-                            F::product(partial[i], query_high[s], b[2 * i], b[2 * i + 1]);
+                            F::product(partial[n + i], query_low[s], b[2 * i], b[2 * i + 1]);
+                            F::product(partial[n + i], query_high[s], b[2 * i], b[2 * i + 1]);
                         }
                     }
+                }
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        float2 of_key = make_float2(1.0f, 1.0f);
-                        if constexpr (F::kScaled)
-                            of_key = *reinterpret_cast<const float2*>(&tiles.scales[0][part / 2][8 * (n + i) + column]);
+                for (int n = 0; n < kKeys / 8; ++n) {
+                    float2 of_key = make_float2(1.0f, 1.0f);
+                    if constexpr (F::kScaled)
+                        of_key = *reinterpret_cast<const float2*>(&tiles.scales[0][part / 2][8 * n + column]);
 #pragma unroll
-                        for (int c = 0; c < 4; ++c)
-                            score[n + i][c] = F::kScaled ? fmaf(partial[i][c], c % 2 ? of_key.y : of_key.x, score[n + i][c])
-                                                         : partial[i][c];
-                    }
+                    for (int c = 0; c < 4; ++c)
+                        score[n][c] = F::kScaled ? fmaf(partial[n][c], c % 2 ? of_key.y : of_key.x, score[n][c]) : partial[n][c];
                 }
             }
 
@@ -342,14 +380,13 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
             if (tile < all_low || tile + kKeys - 1 > all_high) {  // there are keys that not every query of the warp sees
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    int low, high;
-                    queries.range(warp_from + lane / 4 + 8 * r, group, mask, extent, &low, &high);
+                    const int high = queries.high_of(warp_from + lane / 4 + 8 * r, group);
 #pragma unroll
                     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
                         for (int c = 0; c < 2; ++c) {
                             const int key = tile + 8 * n + column + c;
-                            if (key < low || key > high) score[n][2 * r + c] = -INFINITY;
+                            if (key < low[r] || key > high) score[n][2 * r + c] = -INFINITY;
                         }
                     }
                 }
@@ -393,7 +430,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
                         const float* const p = score[2 * k + i];
 #pragma unroll
                         for (int r = 0; r < 2; ++r)
-                            F::split(p[2 * r] * of_value.x, p[2 * r + 1] * of_value.y, &high_term[2 * i + r], &low_term[2 * i + r]);
+                            F::split(p[2 * r] * of_value.x, p[2 * r + 1] * of_value.y, &high_term[2 * i + r],
+                                     &low_term[2 * i + r]);
                     }
 #pragma unroll
                     for (int d = part * (kHeadDim / 8 / kParts); d < (part + 1) * (kHeadDim / 8 / kParts); d += 2) {
@@ -435,10 +473,10 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 //          out on 8; every key that the mask shows a row of the step still lies in the cache
 // Two blocks a multiprocessor are asked for, which is what registers allow: without a number ptxas saves registers for more, and
 // spills.
-#define LLAMA_EXT_PREFILL(format, F, kHeadDim)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(32 * kPrefillWarps, 2) attention_prefill_##format##_##kHeadDim(                 \
-        const float* qkv, const Step* step, const CacheState* cache, float* out, int64_t extent, int64_t temperature_floor,      \
-        int mask, int group, int head_dim, float scale, int qk_norm, float qk_norm_eps, float temperature_scale) {               \
-        attend<F, kHeadDim>(qkv, step, cache, out, extent, temperature_floor, mask, group, scale, qk_norm, qk_norm_eps,          \
-                            temperature_scale);                                                                                  \
+#define LLAMA_EXT_PREFILL(format, F, kHeadDim)                                                                              \
+    extern "C" __global__ void __launch_bounds__(32 * kPrefillWarps, 2) attention_prefill_##format##_##kHeadDim(            \
+        const float* qkv, const Step* step, const CacheState* cache, float* out, int64_t extent, int64_t temperature_floor, \
+        int mask, int group, int head_dim, float scale, int qk_norm, float qk_norm_eps, float temperature_scale) {          \
+        attend<F, kHeadDim>(qkv, step, cache, out, extent, temperature_floor, mask, group, scale, qk_norm, qk_norm_eps,     \
+                            temperature_scale);                                                                             \
     }

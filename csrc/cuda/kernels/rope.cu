@@ -1,5 +1,5 @@
-// Turns pairs of neighbours in place: x[2i], x[2i + 1] by the angle whose cosine and sine the table has. A thread turns one piece,
-// two pairs where everything lies on 16 bytes, else one; a row's table is shared by its heads and stays in the cache.
+// Turns pairs of neighbours in place: x[2i], x[2i + 1] by the angle whose cosine and sine the table has. A thread turns one
+// piece, two pairs where everything lies on 16 bytes, else one; a row's table is shared by its heads and stays in the cache.
 #include "cuda/kernels/device.cuh"
 
 namespace {
