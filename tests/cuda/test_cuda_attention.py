@@ -19,15 +19,15 @@ def test_lengths(card: Remote, position: int) -> None:
         Case(position=position, seed=seed).run(card, seed, unwritten=seed == 1)
 
 
-@pytest.mark.parametrize(("heads", "rows", "splits"), [(4, 2, 2), (1, 1, 3), (8, 5, 3)])
 @pytest.mark.parametrize("head_dim", [8, 32, 40, 64, 80, 96, 128, 192, 256])
 @pytest.mark.parametrize("format", FORMATS)
-def test_head_dims(card: Remote, format: str, head_dim: int, heads: int, rows: int, splits: int) -> None:
+def test_head_dims(card: Remote, format: str, head_dim: int) -> None:
     """Long enough for several blocks, whatever their number of key sets; the formats' bits are compared on the way."""
     if format == "q8_0" and head_dim % 32:
         pytest.skip("q8_0 has blocks of 32")
-    case = Case(position=150, head_dim=head_dim, format=format, heads=heads, rows=rows, splits=splits)
-    case.run(card, head_dim)
+    for heads, rows, splits in ((4, 2, 2), (1, 1, 3)) if head_dim % 3 else ((8, 5, 3),):
+        case = Case(position=150, head_dim=head_dim, format=format, heads=heads, rows=rows, splits=splits)
+        case.run(card, head_dim)
 
 
 @pytest.mark.parametrize("group", range(1, 17))
@@ -38,11 +38,10 @@ def test_groups(card: Remote, format: str, group: int) -> None:
         case.run(card, group, unwritten=True)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 3, 16, 256])
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(("splits", "rows"), [(1, 1), (1, 16), (2, 1), (3, 1), (3, 16), (16, 1), (16, 5), (256, 1)])
 def test_splits(card: Remote, splits: int, rows: int) -> None:
     """19 to 21 steps: of 16 splits some have two, of 256 most have none."""
-    for seed in range(3):
+    for seed in range(2):
         Case(position=150, splits=splits, rows=rows, heads=8, kv_heads=2, seed=seed).run(card, seed)
 
 
@@ -73,7 +72,14 @@ def test_a_sequence_that_starts_later(card: Remote, mask: tuple[str, int], start
     """Nothing lies before its start, which no mask reaches past."""
     for after in (0, 3, 70, 200):
         case = Case(
-            position=start + after, start=start, mask=mask, rows=2, heads=4, capacity=mask[1] and 80, splits=2, max_rows=2
+            position=start + after,
+            start=start,
+            mask=mask,
+            rows=2,
+            heads=4,
+            capacity=mask[1] and 80,
+            splits=2,
+            max_rows=2,
         )
         case.run(card, after, unwritten=True)
 
@@ -111,7 +117,15 @@ def test_one_plan_for_every_position(card: Remote, mask: tuple[str, int], captur
     """A graph is captured once; positions move in device memory, from one block to several and around the ring."""
     for seed, rows in enumerate((1, 3)):
         case = Case(
-            position=120, rows=rows, steps=11, mask=mask, capacity=mask[1] and 20, heads=3, splits=2, max_rows=4, seed=seed
+            position=120,
+            rows=rows,
+            steps=11,
+            mask=mask,
+            capacity=mask[1] and 20,
+            heads=3,
+            splits=2,
+            max_rows=4,
+            seed=seed,
         )
         assert len(case.run(card, seed, captured=captured)) == 11
 
