@@ -2,7 +2,7 @@
 //
 // Of each format: kBytes an element; kScaled, whether blocks of 32 have an f16 scale in a plane of its own; Unit, its bits; load
 // and store, of a row in shared or global memory; widen, as floats (scaled: without the scale); narrow, rounded to the format,
-// which a whole warp calls together, lane i with unit i: blocks are units 4i to 4i + 3.
+// which a whole warp calls together, four neighbouring lanes with the units 4i to 4i + 3 of a row: a block.
 #pragma once
 
 #include "cuda/kernels/device.cuh"
