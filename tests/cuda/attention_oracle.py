@@ -1,4 +1,4 @@
-"""Attention and the formats of its cache in float64, from the definitions in program/instruction.h and program/program.h."""
+"""Attention and the formats of its cache in float64, from the definitions in program/instruction.h and program.h."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Case:
             assert found.tobytes() == plane.tobytes()
 
     def check_normed_key(self, stored: list[Array], k: Array) -> None:
-        """A value between two of the format may be rounded to either: what is stored is what a value near it becomes."""
+        """Between two values of the format it may be rounded to either: what is stored is what a value near it becomes."""
         exact, found = normed(k, self.eps), load(stored, self.format)
         if self.format == "q8_0":  # half an integer, and half a unit of the scale
             largest = np.abs(exact).reshape(len(exact), -1, 32).max(-1).repeat(32, -1)

@@ -1,4 +1,4 @@
-"""Attention of up to 16 rows against float64: formats, heads, lengths, masks, rings that have wrapped, splits, drafts."""
+"""Attention of up to 16 rows against float64: formats, heads, lengths, masks, rings that have wrapped, splits."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_large_scores(card: Remote) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_values_at_the_ends_of_the_formats(card: Remote, format: str) -> None:
-    """Ties, subnormals, what saturates or becomes infinite, blocks of zeros: the cache's bits, at 64 and at any head_dim."""
+    """Ties, subnormals, what saturates or becomes infinite, blocks of zeros: the cache's bits."""
     for head_dim in (64, 96):
         case = Case(position=0, rows=8, head_dim=head_dim, format=format, heads=1, capacity=8)
         random = np.random.default_rng(head_dim)

@@ -37,15 +37,17 @@ BARRIERS = [
     change("copies", "            wait_for_copies<kStages - 2>();\n", "", attention(40), reported_in=FORMAT),
     change("step_there", "            if (sharing == 1)\n                __syncwarp();\n            else\n",
            "            if (sharing > 1)\n", attention(140), reported_in=FORMAT),
-    change("step_there_of_two_warps", '                asm volatile("bar.sync %0, %1;"', '                asm volatile(""',
+    change("step_there_of_two_warps", 'asm volatile("bar.sync %0, %1;"', 'asm volatile(""',
            attention(140, heads=5), reported_in=FORMAT),
-    change("probabilities", "        highest = now;\n        __syncwarp();\n", "        highest = now;\n", attention(40)),
+    change("probabilities", "        highest = now;\n        __syncwarp();\n", "        highest = now;\n",
+           attention(40)),
     change("results_over_steps", "    __syncthreads();  // everyone is through", "    ;  // everyone is through",
            attention(140, heads=16)),
     change("partial_results", "    __syncthreads();\n" + LAST, LAST, SPLITS),
     change("fence_before_the_counter", LAST, "    if (threadIdx.x == 0) {\n", SPLITS),
     change("fence_after_the_counter", "        __threadfence();\n    }\n", "    }\n", SPLITS),
-    change("predecessor", "    wait_for_predecessor();\n", "", attention(40, launches=2), card="sm_90", reported_in=FORMAT),
+    change("predecessor", "    wait_for_predecessor();\n", "", attention(40, launches=2), card="sm_90",
+           reported_in=FORMAT),
 ]  # fmt: skip
 BOUNDS = [
     change("end_of_the_split", "if (key >= left) {", "if (key >= kStepKeys) {", attention(40)),
@@ -55,9 +57,9 @@ BOUNDS = [
     change("elements_of_any_head", "kHeadDim || unit < units;", "true;", attention(40, head_dim=40)),
 ]  # fmt: skip
 INITIALISATIONS = [
-    change("rest_of_a_step", "if (lane < units) F::store(to_row, lane, units, typename F::Unit{});", ";", attention(40),
+    change("rest_of_a_step", "if (has_unit) F::store(to_row, unit, units, typename F::Unit{});", ";", attention(40),
            reported_in=FORMAT),
-    change("sums_of_splits", "            if (piece == 0) all_stats[h * gridDim.x + blockIdx.x] =", "            (void)", SPLITS),
+    change("sums_of_splits", "if (piece == 0) all_stats[h * gridDim.x + blockIdx.x] =", "(void)", SPLITS),
     change("row_in_the_cache", "if (of_row == row) {", "if (of_row > row) {", attention(40, steps=2)),
 ]  # fmt: skip
 

@@ -59,8 +59,6 @@ LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int st
 
 // Blocks a multiprocessor that registers are kept for. Where more would make them spill, it is one: without a number ptxas saves
 // registers all the same.
-LLAMA_EXT_BOTH constexpr int decode_blocks(int head_dim, int element_bytes, bool scaled) {
-    return head_dim && element_bytes < 4 && !scaled ? 2 : 1;
-}
+LLAMA_EXT_BOTH constexpr int decode_blocks(int head_dim, int element_bytes) { return head_dim && element_bytes == 2 ? 2 : 1; }
 
 }  // namespace llama_ext::cuda

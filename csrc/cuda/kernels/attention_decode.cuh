@@ -482,7 +482,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 //          group <= kMaxGroup; head_dim % 8 == 0 (q8_0: 32), <= kMaxHeadDim; qkv, out, keys, values, partial_* on 16 bytes;
 //          0 <= start <= position; capacity of at least the mask's extent and the step's rows
 #define LLAMA_EXT_DECODE_KERNEL(name, F, kHeadDim, kHeads)                                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, decode_blocks(kHeadDim, F::kBytes, F::kScaled))            \
+    extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, decode_blocks(kHeadDim, F::kBytes))                        \
         attention_decode_##name##_##kHeads(const float* qkv, const Step* step, const CacheState* cache, float* out,            \
                                            unsigned* counters, float2* partial_stats, float* partial_values, int64_t extent,   \
                                            int64_t temperature_floor, int mask, int group, int head_dim, float scale,          \
