@@ -156,7 +156,7 @@ class Case:
             assert found.tobytes() == plane.tobytes()
 
     def check_normed_key(self, stored: list[Array], k: Array) -> None:
-        """Between two values of the format it may be rounded to either: what is stored is what a value near it becomes."""
+        """Between two values of the format it may become either: what is stored is what a value near it becomes."""
         exact, found = normed(k, self.eps), load(stored, self.format)
         if self.format == "q8_0":  # half an integer, and half a unit of the scale
             largest = np.abs(exact).reshape(len(exact), -1, 32).max(-1).repeat(32, -1)

@@ -50,7 +50,7 @@ BARRIERS = [
            reported_in=FORMAT),
 ]  # fmt: skip
 BOUNDS = [
-    change("end_of_the_split", "if (key >= left) {", "if (key >= kStepKeys) {", attention(40)),
+    change("end_of_the_split", "fresh = key < left && of_row", "fresh = of_row", attention(40)),
     change("end_of_the_ring", "            if (at >= capacity) at -= capacity;\n", "", RING),
     change("keys_of_the_step", " && range.first_row + from + kStepKeys <= 0", "", attention(39)),
     change("rows_of_the_step", "    if (row >= step->rows) return;\n", "", attention(40, max_rows=2)),

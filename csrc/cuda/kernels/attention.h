@@ -39,7 +39,7 @@ LLAMA_EXT_BOTH constexpr int stage_bytes(int head_dim, int element_bytes, bool s
 // odd multiple of 4 times 4, so that neither writing one half nor reading both in turns meets a bank twice.
 LLAMA_EXT_BOTH constexpr int result_half(int head_dim) { return (head_dim / 8 + 3) / 8 * 8 + 4; }
 
-// The warps of a block are key sets of head_sets(group) each: a key set has every so manieth step, and memory of its own, so that
+// The warps of a block are key sets of head_sets(group) each. Steps go round the key sets, each of which has memory of its own:
 // there are as many as warps and memory allow.
 // stages_bytes: of a key set
 LLAMA_EXT_BOTH constexpr int decode_key_sets(int group, int stages_bytes) {
@@ -48,8 +48,8 @@ LLAMA_EXT_BOTH constexpr int decode_key_sets(int group, int stages_bytes) {
     return sets;
 }
 
-// One after the other: probabilities [warps][kStepKeys][4] with the key sets' stages; results [key_sets][group][result_floats]
-// with float2 [key_sets][group]; weights [group][splits] with [group].
+// One after the other: probabilities [warps][kStepKeys][4] with the key sets' stages; results
+// [key_sets][group][2][result_half][4] with float2 [key_sets][group].
 LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int stages_bytes) {
     const int sets = decode_key_sets(group, stages_bytes);
     const int steps = sets * (head_sets(group) * kStepKeys * 4 * 4 + stages_bytes);

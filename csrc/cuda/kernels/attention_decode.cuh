@@ -2,7 +2,7 @@
 //
 // A block has one row, one key-value head and one split of the row's keys, first_key(position) to position: a fixed number of
 // splits shares them out by the row's position alone, so that a row's bits depend neither on the rows beside it nor on how many
-// there might be. Keys are taken in steps of 8. A key set of the block's warps takes every so manieth step of the split: its
+// there might be. Keys are taken in steps of 8, which go round the key sets of the block's warps, 1 to 8 of them: a step's
 // bytes are copied to shared memory once (cp.async, several steps ahead) for all query heads of the group, of which each warp of
 // the set serves up to 4. Key sets run independently and are put together at the end.
 //
@@ -473,14 +473,20 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 
 }  // namespace
 
-// attention_decode_{format}_{head_dim or any}_{query heads a warp}:
-//   qkv [max_rows, (heads + 2 kv_heads) * head_dim], step [1], cache [1] -> out [max_rows, heads * head_dim], rows 0 to
-//   step->rows counters [max_rows, kv_heads], 0 between launches; partial_stats [max_rows, kv_heads, group, splits],
-//   partial_values [max_rows, kv_heads, splits, group, head_dim]
-// PRECOND: grid (splits, kv_heads, max_rows), block (32 * head_sets(group) * decode_key_sets(...)), shared
-// decode_shared_bytes(...);
-//          group <= kMaxGroup; head_dim % 8 == 0 (q8_0: 32), <= kMaxHeadDim; qkv, out, keys, values, partial_* on 16 bytes;
-//          0 <= start <= position; capacity of at least the mask's extent and the step's rows
+// attention_decode_{format}_{head_dim or any}_{query heads a warp}: rows 0 to step->rows of out.
+//
+//   qkv             [max_rows, (heads + 2 kv_heads) * head_dim]
+//   step, cache     [1]; of the cache the slots of the rows' positions are written
+//   out             [max_rows, heads * head_dim]
+//   counters        [max_rows, kv_heads], 0 between launches
+//   partial_stats   [max_rows, kv_heads, group, splits], of a split the highest score, in units of log2, and the sum
+//   partial_values  [max_rows, kv_heads, splits, group, head_dim]
+//
+// PRECOND: grid (splits, kv_heads, max_rows), block (32 * head_sets(group) * decode_key_sets(...)), decode_shared_bytes(...)
+//
+// PRECOND: group <= kMaxGroup; head_dim % 8 == 0 (q8_0: 32), <= kMaxHeadDim; all arrays but step, cache and counters on 16 bytes
+//
+// PRECOND: 0 <= start <= position; a capacity of at least the mask's extent and the step's rows, or of the whole context
 #define LLAMA_EXT_DECODE_KERNEL(name, F, kHeadDim, kHeads)                                                                     \
     extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, decode_blocks(kHeadDim, F::kBytes))                        \
         attention_decode_##name##_##kHeads(const float* qkv, const Step* step, const CacheState* cache, float* out,            \
