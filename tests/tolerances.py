@@ -56,6 +56,10 @@ CUDA_RMS_NORM = 1e-6
 # attention: a handful of roundings, as in the operators' 1e-6, an exponential of 2 ulp, sums over up to hundreds of
 # keys.
 CUDA_ATTENTION = 2e-6
+# attention of up to 16 rows, whose sums are chains of 8 under trees, or a step of 8 keys a link: ex2.approx is off by
+# 2^-22 relatively, in weights and in their sum, QK-norm's reciprocal root by 1.4e-7 of a score. Measured, with an
+# exponential that is nearly exact: 1.7e-8, with QK-norm 2.9e-8, with scores in the hundreds 6.4e-8.
+CUDA_ATTENTION_DECODE = 5e-7
 
 
 def cuda_product(cols: int) -> float:

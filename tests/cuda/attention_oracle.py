@@ -175,7 +175,8 @@ class Case:
         first = max(self.start, position - 2 * self.capacity)
         keys = first + visible_from(position, first, self.mask)
         k, v = (load([plane[:, keys % self.capacity] for plane in planes[which::2]], self.format) for which in range(2))
-        check_attention(out, q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), np.arange(len(keys)), self.scale)
+        k, v, seen = k.transpose(1, 0, 2), v.transpose(1, 0, 2), np.arange(len(keys))
+        check_attention(out, q, k, v, seen, self.scale, tolerances.CUDA_ATTENTION_DECODE)
 
     def check(self, results: list[tuple[Array, list[Array]]]) -> None:
         before = self.planes
