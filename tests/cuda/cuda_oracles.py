@@ -60,7 +60,15 @@ def visible(position: int, mask: str, extent: int) -> NDArray[np.int64]:
     return keys
 
 
-def check_attention(actual: Array, q: Array, k: Array, v: Array, keys: Array, scale: float) -> None:
+def check_attention(
+    actual: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    keys: Array,
+    scale: float,
+    tolerance: float = tolerances.CUDA_ATTENTION,
+) -> None:
     """q [heads, head_dim], k and v [positions, kv_heads, head_dim] in float64, keys: the visible positions."""
     group = len(q) // k.shape[1]
     q, k, v = q.astype(np.float64), k[keys].repeat(group, 1), v[keys].repeat(group, 1)
@@ -70,4 +78,4 @@ def check_attention(actual: Array, q: Array, k: Array, v: Array, keys: Array, sc
     # A score's own float32 error moves its weight by as much, relatively.
     size = (np.einsum("hd,khd->hk", np.abs(q), np.abs(k)) * scale).max(-1, keepdims=True)
     magnitude = np.einsum("hk,khd->hd", weights, np.abs(v)) * (1 + size)
-    check(actual, np.einsum("hk,khd->hd", weights, v), magnitude, tolerances.CUDA_ATTENTION)
+    check(actual, np.einsum("hk,khd->hd", weights, v), magnitude, tolerance)

@@ -1,4 +1,4 @@
-"""Attention of up to 16 rows against float64: formats, heads, lengths, masks, rings that have wrapped, splits, drafts."""
+"""Attention of up to 16 rows against float64: formats, heads, lengths, masks, rings that have wrapped, splits."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def test_lengths(card: Remote, position: int) -> None:
         Case(position=position, seed=seed).run(card, seed, unwritten=seed == 1)
 
 
-@pytest.mark.parametrize(("heads", "rows", "splits"), [(4, 2, 2), (1, 1, 3), (8, 5, 3)])
 @pytest.mark.parametrize("head_dim", [8, 32, 40, 64, 80, 96, 128, 192, 256])
 @pytest.mark.parametrize("format", FORMATS)
-def test_head_dims(card: Remote, format: str, head_dim: int, heads: int, rows: int, splits: int) -> None:
+def test_head_dims(card: Remote, format: str, head_dim: int) -> None:
     """Long enough for several blocks, whatever their number of key sets; the formats' bits are compared on the way."""
     if format == "q8_0" and head_dim % 32:
         pytest.skip("q8_0 has blocks of 32")
-    case = Case(position=150, head_dim=head_dim, format=format, heads=heads, rows=rows, splits=splits)
-    case.run(card, head_dim)
+    for heads, rows, splits in ((4, 2, 2), (1, 1, 3)) if head_dim % 3 else ((8, 5, 3),):
+        case = Case(position=150, head_dim=head_dim, format=format, heads=heads, rows=rows, splits=splits)
+        case.run(card, head_dim)
 
 
 @pytest.mark.parametrize("group", range(1, 17))
@@ -38,11 +38,10 @@ def test_groups(card: Remote, format: str, group: int) -> None:
         case.run(card, group, unwritten=True)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 3, 16, 256])
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(("splits", "rows"), [(1, 1), (1, 16), (2, 1), (3, 1), (3, 16), (16, 1), (16, 5), (256, 1)])
 def test_splits(card: Remote, splits: int, rows: int) -> None:
     """19 to 21 steps: of 16 splits some have two, of 256 most have none."""
-    for seed in range(3):
+    for seed in range(2):
         Case(position=150, splits=splits, rows=rows, heads=8, kv_heads=2, seed=seed).run(card, seed)
 
 
@@ -192,7 +191,7 @@ def test_large_scores(card: Remote) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_values_at_the_ends_of_the_formats(card: Remote, format: str) -> None:
-    """Ties, subnormals, what saturates or becomes infinite, blocks of zeros: the cache's bits, at 64 and at any head_dim."""
+    """Ties, subnormals, what saturates or becomes infinite, blocks of zeros: the cache's bits."""
     for head_dim in (64, 96):
         case = Case(position=0, rows=8, head_dim=head_dim, format=format, heads=1, capacity=8)
         random = np.random.default_rng(head_dim)

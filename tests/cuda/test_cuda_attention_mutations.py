@@ -28,41 +28,38 @@ def change(
     return Mutation(name, "attention_decode.cuh", old, new, run, source=source, **options)
 
 
+FORMAT = "attention_format.cuh"  # where the accesses to keys and values are
 SPLITS = attention(200, splits=3)
 RING = attention(75, capacity=50, mask=("sliding", 48))
 LAST = "    if (threadIdx.x == 0) {\n        __threadfence();\n"
 
 BARRIERS = [
-    change("copies", "            wait_for_copies<kStages - 2>();\n", "", attention(40)),
+    change("copies", "            wait_for_copies<kStages - 2>();\n", "", attention(40), reported_in=FORMAT),
     change("step_there", "            if (sharing == 1)\n                __syncwarp();\n            else\n",
-           "            if (sharing > 1)\n", attention(140)),
-    change("step_there_of_two_warps", '                asm volatile("bar.sync %0, %1;"', '                asm volatile(""',
-           attention(140, heads=5)),
-    change("probabilities", "        highest = now;\n        __syncwarp();\n", "        highest = now;\n", attention(40)),
+           "            if (sharing > 1)\n", attention(140), reported_in=FORMAT),
+    change("step_there_of_two_warps", 'asm volatile("bar.sync %0, %1;"', 'asm volatile(""',
+           attention(140, heads=5), reported_in=FORMAT),
+    change("probabilities", "        highest = now;\n        __syncwarp();\n", "        highest = now;\n",
+           attention(40)),
     change("results_over_steps", "    __syncthreads();  // everyone is through", "    ;  // everyone is through",
            attention(140, heads=16)),
-    change("results", "    __syncthreads();                  // results", "    ;                  // results", attention(40)),
     change("partial_results", "    __syncthreads();\n" + LAST, LAST, SPLITS),
     change("fence_before_the_counter", LAST, "    if (threadIdx.x == 0) {\n", SPLITS),
     change("fence_after_the_counter", "        __threadfence();\n    }\n", "    }\n", SPLITS),
-    change("who_is_last", "    __syncthreads();\n    if (!last) return;\n", "    if (!last) return;\n", SPLITS),
-    change("predecessor", "    wait_for_predecessor();\n", "", attention(40, launches=2), card="sm_90"),
+    change("predecessor", "    wait_for_predecessor();\n", "", attention(40, launches=2), card="sm_90",
+           reported_in=FORMAT),
 ]  # fmt: skip
 BOUNDS = [
-    change("end_of_the_split", "if (key >= left) {", "if (key >= kStepKeys) {", attention(40)),
+    change("end_of_the_split", "fresh = key < left && of_row", "fresh = of_row", attention(40)),
     change("end_of_the_ring", "            if (at >= capacity) at -= capacity;\n", "", RING),
-    change("piece_of_the_ring", " && slot + kStepKeys <= capacity) {", ") {", RING),
     change("keys_of_the_step", " && range.first_row + from + kStepKeys <= 0", "", attention(39)),
     change("rows_of_the_step", "    if (row >= step->rows) return;\n", "", attention(40, max_rows=2)),
     change("elements_of_any_head", "kHeadDim || unit < units;", "true;", attention(40, head_dim=40)),
-    change("splits_in_flight", "split + i < range.used_splits && piece < pieces", "piece < pieces", SPLITS),
 ]  # fmt: skip
 INITIALISATIONS = [
-    change("rest_of_a_step", "if (lane < units) F::store(to_row, lane, units, typename F::Unit{});", ";", attention(40),
-           reported_in="attention_format.cuh"),
-    change("rest_of_the_scales", "if (F::kScaled && lane < blocks) to_scale[lane] = __ushort_as_half(0);", ";",
-           attention(40, format="q8_0"), "q8_0"),
-    change("sums_of_splits", "            if (piece == 0) all_stats[h * gridDim.x + blockIdx.x] =", "            (void)", SPLITS),
+    change("rest_of_a_step", "if (has_unit) F::store(to_row, unit, units, typename F::Unit{});", ";", attention(40),
+           reported_in=FORMAT),
+    change("sums_of_splits", "if (piece == 0) all_stats[h * gridDim.x + blockIdx.x] =", "(void)", SPLITS),
     change("row_in_the_cache", "if (of_row == row) {", "if (of_row > row) {", attention(40, steps=2)),
 ]  # fmt: skip
 

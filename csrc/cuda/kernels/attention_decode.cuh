@@ -2,7 +2,7 @@
 //
 // A block has one row, one key-value head and one split of the row's keys, first_key(position) to position: a fixed number of
 // splits shares them out by the row's position alone, so that a row's bits depend neither on the rows beside it nor on how many
-// there might be. Keys are taken in steps of 8. A key set of the block's warps takes every so manieth step of the split: its
+// there might be. Keys are taken in steps of 8, which go round the key sets of the block's warps, 1 to 8 of them: a step's
 // bytes are copied to shared memory once (cp.async, several steps ahead) for all query heads of the group, of which each warp of
 // the set serves up to 4. Key sets run independently and are put together at the end.
 //
@@ -67,6 +67,17 @@ __device__ __forceinline__ float share_sums(float (&sums)[kGiven], int lane) {
         for (int width = kLanes / 2; width > 0; width /= 2) sums[0] += __shfl_xor_sync(kWholeWarp, sums[0], width);
         return sums[0];
     }
+}
+
+// What RMS norm multiplies a head by, of which kLanes neighbouring lanes have 8 elements each.
+template <int kLanes>
+__device__ __forceinline__ float norm_factor(const float (&x)[8], int head_dim, float eps) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) squares = fmaf(x[i], x[i], squares);
+#pragma unroll
+    for (int width = kLanes / 2; width > 0; width /= 2) squares += __shfl_xor_sync(kWholeWarp, squares, width);
+    return rsqrtf(squares / static_cast<float>(head_dim) + eps);
 }
 
 // The keys that a row sees of the split: `count` of them, none if it is not positive, the first in slot `slot`. Key i is that of
@@ -177,52 +188,54 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
             }
             return;
         }
-        // The ring's end, keys of this step, or the end of the split: row by row.
+        // The ring's end, keys of this step, or the end of the split: key by key.
 #pragma unroll 1
-        for (int key = head_set; key < kStepKeys; key += sharing) {
+        for (int first = head_set * kAtOnce; first < kStepKeys; first += sharing * kAtOnce) {
+            const int key = first + sub, of_row = range.first_row + from + key;
             int64_t at = slot + key;
             if (at >= capacity) at -= capacity;
-            const int of_row = range.first_row + from + key;
-            const float* const fresh = qkv + of_row * qkv_row + (int64_t{group} * kv_heads + kv_head) * head_dim;
-#pragma unroll 1
+            const bool fresh = key < left && of_row >= 0 && has_unit;
+            float x[2][8] = {};
+            if (fresh) {
+                const float* const of_key = qkv + of_row * qkv_row + (int64_t{group} * kv_heads + kv_head) * head_dim;
+#pragma unroll
+                for (int which = 0; which < 2; ++which)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const float4 four = reinterpret_cast<const float4*>(of_key + int64_t{which} * kv_heads *
+                                                                                         head_dim)[F::piece(unit, units, half)];
+                        x[which][4 * half] = four.x, x[which][4 * half + 1] = four.y;
+                        x[which][4 * half + 2] = four.z, x[which][4 * half + 3] = four.w;
+                    }
+            }
+            const bool any_fresh = range.first_row + from + first + kAtOnce > 0 && first < left;  // the same for the whole warp
+            if (any_fresh && qk_norm) {
+                const float norm = norm_factor<kLanes>(x[0], head_dim, qk_norm_eps);
+#pragma unroll
+                for (int i = 0; i < 8; ++i) x[0][i] *= norm;
+            }
+#pragma unroll
             for (int which = 0; which < 2; ++which) {
                 char* const to_row = (which ? to_values : to) + key * row_bytes;
                 __half* const to_scale = to_scales + (which * kStepKeys + key) * blocks;
-                char* const rows = which ? planes[1].rows : planes[0].rows;
-                __half* const scales = F::kScaled ? which ? planes[1].scales : planes[0].scales : nullptr;
+                char* const row_at = planes[which].rows + at * row_bytes;
+                __half* const scale_at = F::kScaled ? planes[which].scales + at * blocks : nullptr;
                 if (key >= left) {  // zeros, which meet probabilities of zero
-                    if (lane < units) F::store(to_row, lane, units, typename F::Unit{});
-                    if (F::kScaled && lane < blocks) to_scale[lane] = __ushort_as_half(0);
+                    if (has_unit) F::store(to_row, unit, units, typename F::Unit{});
+                    if (F::kScaled && unit < blocks) to_scale[unit] = __ushort_as_half(0);
                 } else if (of_row < 0) {
-                    for (int i = lane * kCopy; i < row_bytes; i += 32 * kCopy)
-                        copy_async<kCopy>(to_row + i, rows + at * row_bytes + i);
-                    if (F::kScaled && lane < blocks) to_scale[lane] = scales[at * blocks + lane];
-                } else {
-                    float x[8] = {};
-                    if (lane < units) {
-#pragma unroll
-                        for (int half = 0; half < 2; ++half) {
-                            const float4 four = reinterpret_cast<const float4*>(
-                                fresh + int64_t{which} * kv_heads * head_dim)[F::piece(lane, units, half)];
-                            x[4 * half] = four.x, x[4 * half + 1] = four.y, x[4 * half + 2] = four.z, x[4 * half + 3] = four.w;
-                        }
-                    }
-                    if (which == 0 && qk_norm) {
-                        float squares = 0.0f;
-#pragma unroll
-                        for (int i = 0; i < 8; ++i) squares = fmaf(x[i], x[i], squares);
-                        const float norm = rsqrtf(warp_sum(squares) / static_cast<float>(head_dim) + qk_norm_eps);
-#pragma unroll
-                        for (int i = 0; i < 8; ++i) x[i] *= norm;
-                    }
+                    for (int i = unit * kCopy; i < row_bytes; i += kLanes * kCopy) copy_async<kCopy>(to_row + i, row_at + i);
+                    if (F::kScaled && unit < blocks) to_scale[unit] = scale_at[unit];
+                }
+                if (any_fresh) {
                     __half block_scale = __ushort_as_half(0);
-                    const typename F::Unit bits = F::narrow(x, &block_scale);
-                    if (lane < units) {
-                        F::store(to_row, lane, units, bits);
-                        if (F::kScaled && lane % 4 == 0) to_scale[lane / 4] = block_scale;
+                    const typename F::Unit bits = F::narrow(x[which], &block_scale);
+                    if (fresh) {
+                        F::store(to_row, unit, units, bits);
+                        if (F::kScaled && unit % 4 == 0) to_scale[unit / 4] = block_scale;
                         if (of_row == row) {
-                            F::store(rows + at * row_bytes, lane, units, bits);
-                            if (F::kScaled && lane % 4 == 0) scales[at * blocks + lane / 4] = block_scale;
+                            F::store(row_at, unit, units, bits);
+                            if (F::kScaled && unit % 4 == 0) scale_at[unit / 4] = block_scale;
                         }
                     }
                 }
@@ -261,12 +274,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
             for (int h = 0; h < kHeads; ++h) {
                 float factor = query_scale;
                 if (qk_norm) {
-                    float squares = 0.0f;
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) squares = fmaf(query[h][i], query[h][i], squares);
-#pragma unroll
-                    for (int width = kLanes / 2; width > 0; width /= 2) squares += __shfl_xor_sync(kWholeWarp, squares, width);
-                    factor *= rsqrtf(squares / static_cast<float>(head_dim) + qk_norm_eps);
+                    factor *= norm_factor<kLanes>(query[h], head_dim, qk_norm_eps);
                 }
 #pragma unroll
                 for (int i = 0; i < 8; ++i) query[h][i] *= factor;
@@ -465,16 +473,22 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 
 }  // namespace
 
-// attention_decode_{format}_{head_dim or any}_{query heads a warp}:
-//   qkv [max_rows, (heads + 2 kv_heads) * head_dim], step [1], cache [1] -> out [max_rows, heads * head_dim], rows 0 to
-//   step->rows counters [max_rows, kv_heads], 0 between launches; partial_stats [max_rows, kv_heads, group, splits],
-//   partial_values [max_rows, kv_heads, splits, group, head_dim]
-// PRECOND: grid (splits, kv_heads, max_rows), block (32 * head_sets(group) * decode_key_sets(...)), shared
-// decode_shared_bytes(...);
-//          group <= kMaxGroup; head_dim % 8 == 0 (q8_0: 32), <= kMaxHeadDim; qkv, out, keys, values, partial_* on 16 bytes;
-//          0 <= start <= position; capacity of at least the mask's extent and the step's rows
+// attention_decode_{format}_{head_dim or any}_{query heads a warp}: rows 0 to step->rows of out.
+//
+//   qkv             [max_rows, (heads + 2 kv_heads) * head_dim]
+//   step, cache     [1]; of the cache the slots of the rows' positions are written
+//   out             [max_rows, heads * head_dim]
+//   counters        [max_rows, kv_heads], 0 between launches
+//   partial_stats   [max_rows, kv_heads, group, splits], of a split the highest score, in units of log2, and the sum
+//   partial_values  [max_rows, kv_heads, splits, group, head_dim]
+//
+// PRECOND: grid (splits, kv_heads, max_rows), block (32 * head_sets(group) * decode_key_sets(...)), decode_shared_bytes(...)
+//
+// PRECOND: group <= kMaxGroup; head_dim % 8 == 0 (q8_0: 32), <= kMaxHeadDim; all arrays but step, cache and counters on 16 bytes
+//
+// PRECOND: 0 <= start <= position; a capacity of at least the mask's extent and the step's rows, or of the whole context
 #define LLAMA_EXT_DECODE_KERNEL(name, F, kHeadDim, kHeads)                                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, decode_blocks(kHeadDim, F::kScaled))                       \
+    extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, decode_blocks(kHeadDim, F::kBytes))                        \
         attention_decode_##name##_##kHeads(const float* qkv, const Step* step, const CacheState* cache, float* out,            \
                                            unsigned* counters, float2* partial_stats, float* partial_values, int64_t extent,   \
                                            int64_t temperature_floor, int mask, int group, int head_dim, float scale,          \
