@@ -5,6 +5,7 @@
 #include "cuda/check.h"
 #include "cuda/kernels/product.h"
 #include "cuda/pack.h"
+#include "cuda/product_check.h"
 
 namespace llama_ext::cuda {
 namespace {
@@ -24,58 +25,10 @@ constexpr Kind kKinds[kFormats] = {{"f32", kProductF32},   {"f16", kProduct16}, 
                                    {"q5_0", kProductQ5},   {"q5_1", kProductQ5},   {"q4_k", kProductQ4K},
                                    {"q5_k", kProductQ56K}, {"q6_k", kProductQ56K}, {"mxfp8", kProductMxfp8}};
 
-void check(const ProductCall& call) {
-    const char* const operation = "product";
-    const Matrix& w = call.weight;
-    require_range(operation, "rows", w.rows, 1, INT32_MAX);
-    require_range(operation, "cols", w.cols, 1, INT32_MAX - 256);
-    require_range(operation, "max_rows", call.max_rows, 1, kMostRows);
-    const int block = info(w.format).block;
-    require(w.cols % block == 0, operation, "cols", std::to_string(w.cols),
-            "a multiple of " + std::to_string(block) + ", as " + std::string(info(w.format).name) + " has its blocks");
-    require(w.rows <= UINT32_MAX / (plane_rows(w.format, w.cols).quants / 16), operation, "rows", std::to_string(w.rows),
-            "so many that their quants are at most 2^32 times 16 bytes");
-    require_address(operation, "step", call.step, 8);
-    require_address(operation, "x", call.x, 16);
-    require_address(operation, "y", call.y, 4);
-    require(aligned(call.norm, 16), operation, "norm", "not aligned", "on 16 bytes");
-    require(call.eps >= 0.0f, operation, "eps", std::to_string(call.eps), "0 or more");
-
-    const bool pairs = call.epilogue == Epilogue::silu_times_up;
-    require(!pairs || w.rows % 2 == 0, operation, "rows", std::to_string(w.rows), "even: gate's and up's in turn");
-    const int64_t results = pairs ? w.rows / 2 : w.rows;
-    require(call.y_stride >= results, operation, "y_stride", std::to_string(call.y_stride), std::to_string(results) + " or more");
-    if (call.epilogue == Epilogue::rotate) {
-        require(call.which == Rows::all, operation, "which", "logits", "all, where rows are rotated");
-        require_address(operation, "table", call.table, 8);
-        require_range(operation, "pairs", call.pairs, 1, INT32_MAX / 2);
-        require_range(operation, "rotated", call.rotated, 0, w.rows);
-        require(call.rotated % (2 * int64_t{call.pairs}) == 0, operation, "rotated", std::to_string(call.rotated),
-                "a multiple of 2 * pairs, " + std::to_string(2 * int64_t{call.pairs}));
-    }
-
-    if (!call.experts.value) {
-        require_address(operation, "weight", w.base, 256);
-        return;
-    }
-    require(!w.base.value, operation, "weight", "an address", "null: experts says where the weights lie");
-    require(call.epilogue == Epilogue::store || pairs, operation, "epilogue", "add or rotate",
-            "store or silu_times_up, with experts");
-    require(call.which == Rows::all, operation, "which", "logits", "all, with experts");
-    require_address(operation, "experts", call.experts, 8);
-    require(call.offset >= 0 && call.offset % 256 == 0, operation, "offset", std::to_string(call.offset), "a multiple of 256");
-    require_address(operation, "groups.count", call.groups.count, 4);
-    require_address(operation, "groups.expert", call.groups.expert, 4);
-    require_address(operation, "groups.first", call.groups.first, 4);
-    require_address(operation, "groups.row", call.groups.row, 4);
-    require_address(operation, "groups.score", call.groups.score, 4);
-    require_range(operation, "groups.max_groups", call.groups.max_groups, 1, 1 << 16);
-}
-
 }  // namespace
 
 Plan product(const ProductCall& call, const Card& card) {
-    check(call);
+    check_product("product", call, kMostRows);
     require_range("product", "multiprocessors", card.multiprocessors, 1, 1 << 16);
     const Kind& kind = kKinds[static_cast<size_t>(call.weight.format)];
     const int rows = product_rows(call.max_rows), weights = 2 * product_pairs(rows);

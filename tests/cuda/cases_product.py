@@ -39,6 +39,7 @@ def product(
     rotated: int = 0,
     captured: bool = False,
     image: bytes | None = None,
+    operation: str = "product",
 ) -> Any:
     """W x by one plan, one step (rows, logit_rows) after another.
 
@@ -50,7 +51,7 @@ def product(
     results = rows // 2 if epilogue == "silu_times_up" else rows
     y = card.output(most * (results + extra))
     step = cuda.Buffer(card.device, 24)
-    plan = cuda.product(
+    plan = getattr(cuda, operation)(
         weight=card.upload(packed(format, rows, cols, data)),
         format=format,
         rows=rows,
@@ -112,6 +113,7 @@ def experts(
     epilogue: str = "store",
     captured: bool = False,
     image: bytes | None = None,
+    operation: str = "product",
 ) -> Array:
     """groups: (expert, rows of its entries, their scores).  An expert that no group has lies nowhere.
     -> y [entries, results]
@@ -135,7 +137,7 @@ def experts(
         return buffer
 
     y = card.output(max(1, entries) * results)
-    plan = cuda.product(
+    plan = getattr(cuda, operation)(
         format=format,
         rows=rows,
         cols=cols,

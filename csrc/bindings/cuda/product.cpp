@@ -90,6 +90,9 @@ void define(py::module_& m, const char* name) {
 
 }  // namespace
 
-void bind_cuda_product(py::module_& m) { define<cuda::product>(m, "product"); }
+void bind_cuda_product(py::module_& m) {
+    define<cuda::product>(m, "product");
+    define<cuda::product_tiles>(m, "product_tiles");
+}
 
 }  // namespace llama_ext
