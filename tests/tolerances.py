@@ -19,7 +19,8 @@ EXECUTOR_FLOAT = 1e-5
 # 2.2e-4 (bf16, whose flips are rarer and whose steps are eight times as large).
 # In q8_0 a flip is a step of 1/127 of its block's largest magnitude, as large as bf16's 2^-7, but of small elements
 # too. Measured, over shapes, masks, levels and seeds: up to 1.4e-3.
-CACHE = {"f32": EXECUTOR_FLOAT, "f16": 1e-3, "bf16": 4e-3, "q8_0": 4e-3}
+# An fp8 flip is a step of 2^-3 of one element: eight times f16's share of it, and as rare.
+CACHE = {"f32": EXECUTOR_FLOAT, "f16": 1e-3, "bf16": 4e-3, "q8_0": 4e-3, "fp8": 3e-2}
 
 # Weights that meet activations of 15 bits (q15): |x - q| <= max|block| / 16319 / 2 = 3.1e-5 of the block's largest
 # value, uniform, for a random block of 32 about 4e-5 of the values' rms. A product keeps that share; 7 products a
@@ -56,17 +57,43 @@ CUDA_RMS_NORM = 1e-6
 # attention: a handful of roundings, as in the operators' 1e-6, an exponential of 2 ulp, sums over up to hundreds of
 # keys.
 CUDA_ATTENTION = 2e-6
+# rope: two products and a sum, a product rounded where it is not fused.
+CUDA_ROPE = 2**-23
+# attention of many rows: as CUDA_ATTENTION where a float32 goes into tensor cores as two terms of f16, 22 bits. Two terms of
+# bf16 leave up to 2^-18 of a query's element and of a probability: 4e-6 more. Measured: 2.2e-7 (f32, f16, fp8) and 3.1e-6.
+CUDA_ATTENTION_PREFILL = {"f32": 2e-6, "f16": 2e-6, "fp8": 2e-6, "bf16": 6e-6, "q8_0": 6e-6}
+
+
+def cuda_product(format: str, cols: int) -> float:
+    """A product's roundings, each of a partial sum. A lane adds up every 32nd unit of 16 bytes: of float weights each
+    column is one rounding; of integers a unit's exact sum and its scales are rounded (4; 6 where halves of a block have
+    a scale each), then added, and so is what minima give. Five more across lanes. dequantize() itself rounds minima.
+    Measured: up to 0.34 of it.
+    """
+    unit = {"F32": 4, "F16": 8, "BF16": 8, "MXFP8": 16, "Q8_0": 16}.get(format, 32)
+    units = -(-cols // unit // 32)  # of a lane
+    if format in ("F32", "F16", "BF16", "MXFP8"):
+        return ROUNDING * (units * unit + 5)
+    minimum = format in ("Q4_1", "Q5_1", "Q4_K", "Q5_K")
+    return ROUNDING * (units * (2 if minimum else 1) + 5 + 6 + 3 * minimum)
+
+
+def cuda_route(hidden: int, rows: int) -> float:
+    """Up to 16 rows: a thread has 8 columns of each 2048, one after the other; then there are five sums between lanes
+    and seven between warps. More: 32 columns one after the other, then a sum of as many such. The norm's factor has
+    half of the relative error of a sum as long, and a reciprocal root; three products round. Measured: 2.7 roundings
+    for 64 columns, less than 1 for 2048 and more."""
+    sums = hidden / 256 + 8 + 12 if rows <= 16 else 32 + hidden / 32
+    return ROUNDING * (1.5 * sums + 8)
 # attention of up to 16 rows, whose sums are chains of 8 under trees, or a step of 8 keys a link: ex2.approx is off by
 # 2^-22 relatively, in weights and in their sum, QK-norm's reciprocal root by 1.4e-7 of a score. Measured, with an
 # exponential that is nearly exact: 1.7e-8, with QK-norm 2.9e-8, with scores in the hundreds 6.4e-8.
 CUDA_ATTENTION_DECODE = 5e-7
 
 
-def cuda_product(cols: int) -> float:
-    """A lane has two chains of 4 for each 256 columns, the last of them begun; then it adds the two, five times across
-    lanes, and the residual."""
-    return ROUNDING * (cols / 64 + 4 + 7)
-
+# A prefill on a GPU against the reference, beside what the formats cost: tensor cores take activations as two terms of f16,
+# 22 bits, or of bf16, 16 bits. Those move a product as EXECUTOR_Q15's 15 bits do, by less.
+CUDA_PREFILL = 1e-4
 
 # One layer's mixture of experts out of the torch operators against transformers' block in float32: three products of
 # some tens of terms one after the other, then a sum over the choices. Measured, over four seeds: 1.4e-7 to 6.0e-7.

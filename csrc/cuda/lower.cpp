@@ -448,7 +448,6 @@ Widths widths(const Program& program, int max_rows, int splits) {
 }
 
 bool serves_tiles(const Program& program) {
-    return false;
     for (const Instruction& instruction : program.code) {
         if (std::holds_alternative<Embed>(instruction) || std::holds_alternative<Route>(instruction) ||
             std::holds_alternative<Head>(instruction))
