@@ -21,6 +21,8 @@ void bind_cuda(py::module_& m) {
     bind_cuda_rms_norm(part);
     bind_cuda_product(part);
     bind_cuda_attention(part);
+    bind_cuda_embed(part);
+    bind_cuda_sample(part);
 #else
     part.attr("built") = false;
 #endif
