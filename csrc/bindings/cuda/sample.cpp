@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstddef>
 #include <cstring>
 
 #include "bindings/cuda/operands.h"
@@ -42,6 +43,7 @@ void bind_cuda_sample(py::module_& m) {
     m.def("sample", &sample, py::kw_only(), py::arg("logits"), py::arg("vocab"), py::arg("step"), py::arg("draw"),
           py::arg("scratch"), py::arg("id"));
     m.def("sample_scratch_bytes", &cuda::sample_scratch_bytes, py::kw_only(), py::arg("vocab"));
+    m.attr("sample_state_bytes") = offsetof(cuda::SampleState, ticket) + sizeof(uint32_t);
     m.def("draw_state", &draw_state, py::kw_only(), py::arg("params"), py::arg("draw") = 0, py::arg("history") = py::none(),
           py::arg("wanted") = true);
 }

@@ -123,6 +123,13 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
     return value;
 }
 
+// One more, after all that this block did before and before all that it does next.  -> how many there were
+__device__ __forceinline__ uint32_t count_one(uint32_t* at) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+}
+
 // Until every slice has left the stage. What its blocks wrote may be read from then on.
 __device__ __forceinline__ void await(const SampleState* state, uint32_t stage, uint32_t slices) {
     if (threadIdx.x == 0) {
@@ -135,11 +142,7 @@ __device__ __forceinline__ void await(const SampleState* state, uint32_t stage, 
 // Whether this block is the last to leave the stage: then it may read what the others wrote.
 __device__ __forceinline__ bool leave(SampleState* state, uint32_t stage, uint32_t slices, Shared& s) {
     __syncthreads();  // everyone's results are written
-    if (threadIdx.x == 0) {
-        __threadfence();  // before it counts
-        s.arrived = atomicAdd(&state->arrived[stage], 1u);
-        __threadfence();
-    }
+    if (threadIdx.x == 0) s.arrived = count_one(&state->arrived[stage]);
     __syncthreads();  // known to all
     return s.arrived == slices - 1;
 }
