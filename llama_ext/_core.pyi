@@ -578,7 +578,6 @@ class cuda:
 
     @staticmethod
     def attention_scratch_bytes(*, max_rows: int, heads: int, head_dim: int, splits: int) -> int: ...
-    def attention_scratch_bytes(*, heads: int, head_dim: int, splits: int) -> int: ...
     @staticmethod
     def route(
         *,
@@ -681,5 +680,3 @@ class cuda:
         place: cuda.Buffer,
         out: cuda.Buffer,
     ) -> cuda.Plan: ...
-    @staticmethod
-    def attention_scratch_bytes(*, max_rows: int, heads: int, head_dim: int, splits: int) -> int: ...

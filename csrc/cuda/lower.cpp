@@ -379,7 +379,7 @@ public:
     LoweredSample(const Instruction& instruction, const Lowering& at) : Base(at, instruction), vocab_(at.program.vocab) {}
 
     void emit(const Form&, Plan* plan) const override {
-        add(sample({places_.logits, vocab_, places_.step, places_.draw, places_.sample_scratch, places_.id}), plan);
+        add(sample({places_.logits, vocab_, places_.step, places_.draw, places_.sample_scratch, places_.id}, card_), plan);
     }
 
 private:

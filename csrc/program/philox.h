@@ -6,7 +6,11 @@
 #include <cstdint>
 
 #ifndef LLAMA_EXT_HD
-#define LLAMA_EXT_HD  // becomes __host__ __device__ where these headers are compiled for a GPU
+#ifdef __CUDACC__
+#define LLAMA_EXT_HD __host__ __device__
+#else
+#define LLAMA_EXT_HD
+#endif
 #endif
 
 namespace llama_ext {

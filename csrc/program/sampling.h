@@ -31,8 +31,8 @@
 // GPUs. The 40 fractional bits are what matters: a tail of 2^18 tokens loses less than 2^-22 of the largest
 // weight to the floor.
 //
-// A compiler must not fuse a product and a sum: build with -ffp-contract=off (device code uses the _rn
-// intrinsics).
+// A compiler must not fuse a product and a sum: build with -ffp-contract=off. Device code, which nvcc fuses unless it is told
+// otherwise, takes the _rn intrinsics.
 #pragma once
 
 #include <cmath>
@@ -99,9 +99,9 @@ inline SamplingConstants prepare(const SamplingParams& p) {
 
 // One float32 operation, rounded to nearest, never fused with its neighbour.
 #ifdef __CUDA_ARCH__
-__device__ inline float mul_rn(float a, float b) { return __fmul_rn(a, b); }
-__device__ inline float add_rn(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+LLAMA_EXT_HD inline float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+LLAMA_EXT_HD inline float add_rn(float a, float b) { return __fadd_rn(a, b); }
+LLAMA_EXT_HD inline float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 #else
 LLAMA_EXT_HD inline float mul_rn(float a, float b) { return a * b; }
 LLAMA_EXT_HD inline float add_rn(float a, float b) { return a + b; }

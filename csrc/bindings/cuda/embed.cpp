@@ -11,17 +11,20 @@ namespace py = pybind11;
 namespace llama_ext {
 namespace {
 
+// What the rotations' addresses point to is the caller's to keep.
 Plan embed(const Buffer& table, const std::string& format, int64_t rows, int64_t cols, const Buffer& ids, const Buffer& step,
            const Buffer& x, int max_rows, const std::optional<Buffer>& rotations, int rotation_count) {
     Operands operand("embed");
     const Format f = format_from_name(format);
-    const cuda::EmbedCall call{{f, rows, cols, operand("table", table, static_cast<size_t>(cuda::planes(f, rows, cols).bytes))},
-                               operand("ids", ids, bytes_of({max_rows}, sizeof(int32_t))),
-                               operand("step", step, sizeof(cuda::Step)),
-                               operand("x", x, bytes_of({max_rows, cols}, sizeof(float))),
-                               max_rows,
-                               operand("rotations", rotations, bytes_of({rotation_count}, sizeof(cuda::Rotation))),
-                               rotation_count};
+    const bool whole = rows > 0 && cols > 0 && cols % info(f).block == 0;
+    const cuda::EmbedCall call{
+        {f, rows, cols, operand("table", table, whole ? static_cast<size_t>(cuda::planes(f, rows, cols).bytes) : 0)},
+        operand("ids", ids, bytes_of({max_rows}, sizeof(int32_t))),
+        operand("step", step, sizeof(cuda::Step)),
+        operand("x", x, bytes_of({max_rows, cols}, sizeof(float))),
+        max_rows,
+        operand("rotations", rotations, bytes_of({rotation_count}, sizeof(cuda::Rotation))),
+        rotation_count};
     return operand.keep(cuda::embed(call));
 }
 

@@ -1,92 +1,144 @@
-// One weight of a packed matrix (packed.h) as float32, in the operations and the order of program/format.cpp: the same bits.
+// Weights of a packed matrix (packed.h) to float32, in the very operations of program/format.cpp's `dequantize`: the same bits, but
+// for the payload of a NaN. A word is four weights in a row, 4 w .. 4 w + 3 of a block of 32: what fits a lane's register, four
+// bytes, and a float4.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstdint>
-
+#include "cuda/kernels/device.cuh"
 #include "cuda/kernels/packed.h"
+#include "program/format.h"
 
 namespace llama_ext::cuda {
 
-// The formats as kernels are told of them: the values of program/format.h.
-enum PackedFormat : int32_t { kF32, kF16, kBf16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4K, kQ5K, kQ6K, kMxfp8 };
-
-// A row of a packed matrix, plane by plane.
-struct PackedRow {
-    const unsigned char *quants, *high, *scales, *supers;
+// Of one row, or of the whole matrix. A plane that the format lacks is null.
+struct PackedBytes {
+    const uint8_t *quants, *high, *scales, *supers;
 };
 
-__device__ __forceinline__ float half_at(const unsigned char* at) { return __half2float(*reinterpret_cast<const __half*>(at)); }
+// --- Bits into quants, four unsigned bytes --------------------------------------------------------------------------------
 
-// The nibble of weight i of a block.
-__device__ __forceinline__ int nibble_at(const PackedRow& row, int64_t block, int i) {
-    const int byte = row.quants[block * 16 + i % 16];
-    return i < 16 ? byte & 15 : byte >> 4;
+// bits: word w % 4 of a block's 16 bytes of nibbles
+__device__ __forceinline__ uint32_t nibbles_of(uint32_t bits, int w) { return (bits >> (4 * (w / 4))) & 0x0f0f0f0fu; }
+
+// bits: a block's fifth bits.  -> their worth, 16 where they are set
+__device__ __forceinline__ uint32_t fifth_of(uint32_t bits, int w) { return ((bits >> w) & 0x01010101u) << 4; }
+
+// bits: word w / 4 of a block's bit pairs.  -> their worth, a multiple of 16
+__device__ __forceinline__ uint32_t pairs_of(uint32_t bits, int w) { return ((bits >> (2 * (w % 4))) & 0x03030303u) << 4; }
+
+// --- What a quant is worth ------------------------------------------------------------------------------------------------
+
+struct BlockScale {
+    float scale, offset;  // weight = quant * scale + offset
+};
+
+// d and another f16 in one word
+__device__ __forceinline__ BlockScale scales_of(uint32_t halves) {
+    const float2 wide = widen_f16(halves);
+    return {wide.x, wide.y};
 }
 
-__device__ __forceinline__ int fifth_bit_at(const PackedRow& row, int64_t block, int i) {
-    const uint32_t bits = reinterpret_cast<const uint32_t*>(row.high)[block];
-    return static_cast<int>(bits >> (8 * (i % 4) + i / 4) & 1u) << 4;
+// super: a super-block's 16 bytes, of q4_K or q5_K; block: 0 to 7 of it
+__device__ __forceinline__ BlockScale k_scales_of(const uint4& super, int block) {
+    const uint32_t low = (block < 4 ? super.y : super.z) >> (8 * (block % 4)) & 0xffu;
+    const uint32_t bits = low | ((super.w >> (4 * block)) & 15u) << 8;
+    const float2 factors = widen_f16(super.x);
+    return {__fmul_rn(factors.x, static_cast<float>(bits & 63u)), -__fmul_rn(factors.y, static_cast<float>(bits >> 6))};
 }
 
-__device__ __forceinline__ float e4m3(int byte) {
-    const int magnitude = byte & 0x7f;
-    if (magnitude == 0x7f) return __int_as_float(0x7fc00000);
-    const float value = __fmul_rn(__int_as_float(magnitude << 20), __int_as_float((127 + 120) << 23));
-    return byte & 0x80 ? -value : value;
+__device__ __forceinline__ float f32_of_e8m0(uint32_t byte) {
+    return __uint_as_float(byte == 255 ? 0x7fc00000u : byte == 0 ? 0x00400000u : byte << 23);
 }
 
-__device__ __forceinline__ float e8m0(int byte) {
-    return __int_as_float(byte == 0xff ? 0x7fc00000 : byte == 0 ? 0x00400000 : byte << 23);
+__device__ __forceinline__ float f32_of_e4m3(uint32_t byte) {
+    const uint32_t sign = (byte & 0x80u) << 24, magnitude = byte & 0x7fu;
+    // An exponent that is 120 too small, mended by a product.
+    const float value = __uint_as_float(__float_as_uint(__fmul_rn(__uint_as_float(magnitude << 20), 0x1p120f)) | sign);
+    return magnitude == 0x7fu ? __uint_as_float(sign | 0x7fc00000u) : value;
 }
 
-// col: 0 .. cols - 1
-__device__ __forceinline__ float weight_at(int format, const PackedRow& row, int64_t col) {
-    const int64_t block = col / kBlock, super = col / kSuperBlock;
-    const int i = static_cast<int>(col % kBlock);
-    switch (format) {
-        case kF32:
-            return reinterpret_cast<const float*>(row.quants)[col];
-        case kF16:
-            return half_at(row.quants + 2 * col);
-        case kBf16:
-            return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(row.quants)[col]);
-        case kQ8_0:
-            return __fmul_rn(static_cast<float>(reinterpret_cast<const signed char*>(row.quants)[col]),
-                             half_at(row.scales + 2 * block));
-        case kMxfp8:
-            return __fmul_rn(e4m3(row.quants[col]), e8m0(row.scales[block]));
-        case kQ4_0:
-        case kQ5_0: {
-            const int value =
-                format == kQ4_0 ? nibble_at(row, block, i) - 8 : (nibble_at(row, block, i) | fifth_bit_at(row, block, i)) - 16;
-            return __fadd_rn(__fmul_rn(static_cast<float>(value), half_at(row.scales + 2 * block)), 0.0f);
-        }
-        case kQ4_1:
-        case kQ5_1: {
-            const int value = format == kQ4_1 ? nibble_at(row, block, i) : nibble_at(row, block, i) | fifth_bit_at(row, block, i);
-            return __fadd_rn(__fmul_rn(static_cast<float>(value), half_at(row.scales + 4 * block)),
-                             half_at(row.scales + 4 * block + 2));
-        }
-        case kQ4K:
-        case kQ5K: {
-            const unsigned char* const packed = row.supers + 16 * super;
-            const int j = static_cast<int>(block % 8);
-            const int bits = packed[4 + j] | (packed[12 + j / 2] >> (4 * (j % 2)) & 15) << 8;
-            const float scale = __fmul_rn(half_at(packed), static_cast<float>(bits & 63));
-            const float minimum = __fmul_rn(half_at(packed + 2), static_cast<float>(bits >> 6));
-            const int value = format == kQ4K ? nibble_at(row, block, i) : nibble_at(row, block, i) | fifth_bit_at(row, block, i);
-            return __fsub_rn(__fmul_rn(static_cast<float>(value), scale), minimum);
-        }
-        default: {  // kQ6K
-            const uint32_t pairs = reinterpret_cast<const uint32_t*>(row.high)[2 * block + i / 16];
-            const int value = nibble_at(row, block, i) | static_cast<int>(pairs >> (8 * (i % 4) + 2 * (i / 4 % 4)) & 3u) << 4;
-            const float scale =
-                __fmul_rn(half_at(row.supers + 2 * super),
-                          static_cast<float>(reinterpret_cast<const signed char*>(row.scales)[2 * block + i / 16]));
-            return __fmul_rn(static_cast<float>(value - 32), scale);
+// quants: four bytes, unsigned; zero: what is subtracted from each.  The sum rounds for itself, as nothing may be fused here; an
+// offset of -0 leaves every product as it is, one of +0 turns -0 into +0, as the definition has it for q4_0 and q5_0.
+__device__ __forceinline__ float4 worth_of(uint32_t quants, int zero, BlockScale by) {
+    const auto one = [&](int at) {
+        const float quant = static_cast<float>(static_cast<int>((quants >> (8 * at)) & 0xffu) - zero);
+        return __fadd_rn(__fmul_rn(quant, by.scale), by.offset);
+    };
+    return make_float4(one(0), one(1), one(2), one(3));
+}
+
+// --- A word of a row ------------------------------------------------------------------------------------------------------
+
+template <typename T>
+__device__ __forceinline__ T load_weights(const uint8_t* plane, int64_t index) {
+    return __ldg(reinterpret_cast<const T*>(plane) + index);
+}
+
+// Bytes of a row in each plane: as plane_rows() of cuda/pack.h says.
+template <Format kFormat>
+__device__ __forceinline__ PackedBytes row_of(const PackedBytes& matrix, int64_t row, int64_t cols) {
+    const int64_t blocks = cols / kBlock, supers = cols / kSuperBlock;
+    constexpr bool kFifth = kFormat == Format::q5_0 || kFormat == Format::q5_1 || kFormat == Format::q5_k;
+    constexpr bool kTwo = kFormat == Format::q4_1 || kFormat == Format::q5_1;
+    if constexpr (kFormat == Format::f32)
+        return {matrix.quants + row * ((4 * cols + 15) / 16 * 16)};
+    else if constexpr (kFormat == Format::f16 || kFormat == Format::bf16)
+        return {matrix.quants + row * ((2 * cols + 15) / 16 * 16)};
+    else if constexpr (kFormat == Format::q8_0)
+        return {matrix.quants + row * cols, nullptr, matrix.scales + row * 2 * blocks};
+    else if constexpr (kFormat == Format::mxfp8)
+        return {matrix.quants + row * cols, nullptr, matrix.scales + row * blocks};
+    else if constexpr (kFormat == Format::q6_k)
+        return {matrix.quants + row * 16 * blocks, matrix.high + row * 8 * blocks, matrix.scales + row * 2 * blocks,
+                matrix.supers + row * 2 * supers};
+    else if constexpr (kFormat == Format::q4_k || kFormat == Format::q5_k)
+        return {matrix.quants + row * 16 * blocks, kFifth ? matrix.high + row * 4 * blocks : nullptr, nullptr,
+                matrix.supers + row * 16 * supers};
+    else
+        return {matrix.quants + row * 16 * blocks, kFifth ? matrix.high + row * 4 * blocks : nullptr,
+                matrix.scales + row * (kTwo ? 4 : 2) * blocks};
+}
+
+// Weights 4 at .. 4 at + 3 of a row.
+template <Format kFormat>
+__device__ __forceinline__ float4 dequantize_word(const PackedBytes& row, int64_t at) {
+    if constexpr (kFormat == Format::f32) {
+        return load_weights<float4>(row.quants, at);
+    } else if constexpr (kFormat == Format::f16 || kFormat == Format::bf16) {
+        const uint2 bits = load_weights<uint2>(row.quants, at);
+        const float2 low = kFormat == Format::f16 ? widen_f16(bits.x) : widen_bf16(bits.x);
+        const float2 high = kFormat == Format::f16 ? widen_f16(bits.y) : widen_bf16(bits.y);
+        return make_float4(low.x, low.y, high.x, high.y);
+    } else {
+        const int64_t block = at / 8;
+        const int w = static_cast<int>(at % 8);
+        if constexpr (kFormat == Format::q8_0) {
+            // Signed bytes, as unsigned ones that are 128 larger.
+            const uint32_t quants = load_weights<uint32_t>(row.quants, at) ^ 0x80808080u;
+            return worth_of(quants, 128, {widen_f16(load_weights<uint16_t>(row.scales, block)).x, -0.0f});
+        } else if constexpr (kFormat == Format::mxfp8) {
+            const uint32_t bits = load_weights<uint32_t>(row.quants, at);
+            const float scale = f32_of_e8m0(load_weights<uint8_t>(row.scales, block));
+            return make_float4(__fmul_rn(f32_of_e4m3(bits & 0xffu), scale), __fmul_rn(f32_of_e4m3(bits >> 8 & 0xffu), scale),
+                               __fmul_rn(f32_of_e4m3(bits >> 16 & 0xffu), scale), __fmul_rn(f32_of_e4m3(bits >> 24), scale));
+        } else {
+            uint32_t quants = nibbles_of(load_weights<uint32_t>(row.quants, 4 * block + w % 4), w);
+            if constexpr (kFormat == Format::q5_0 || kFormat == Format::q5_1 || kFormat == Format::q5_k)
+                quants |= fifth_of(load_weights<uint32_t>(row.high, block), w);
+            if constexpr (kFormat == Format::q4_0 || kFormat == Format::q5_0) {
+                const float scale = widen_f16(load_weights<uint16_t>(row.scales, block)).x;
+                return worth_of(quants, kFormat == Format::q4_0 ? 8 : 16, {scale, 0.0f});
+            } else if constexpr (kFormat == Format::q4_1 || kFormat == Format::q5_1) {
+                return worth_of(quants, 0, scales_of(load_weights<uint32_t>(row.scales, block)));
+            } else if constexpr (kFormat == Format::q4_k || kFormat == Format::q5_k) {
+                const uint4 super = load_weights<uint4>(row.supers, block / 8);
+                return worth_of(quants, 0, k_scales_of(super, static_cast<int>(block % 8)));
+            } else {
+                static_assert(kFormat == Format::q6_k);
+                quants |= pairs_of(load_weights<uint32_t>(row.high, 2 * block + w / 4), w);
+                const float d = widen_f16(load_weights<uint16_t>(row.supers, block / 8)).x;
+                const int8_t scale = static_cast<int8_t>(load_weights<uint8_t>(row.scales, 2 * block + w / 4));
+                return worth_of(quants, 32, {__fmul_rn(d, static_cast<float>(scale)), -0.0f});
+            }
         }
     }
 }

@@ -1,280 +1,544 @@
-// Draws a token as program/sampling.h defines it: integer weights, whose sums do not depend on an order, so that the id is the
-// CPU's.
+// A token drawn from logits, by the definition of program/sampling.h and to its bit: integer weights, whose sums have no order.
 //
-// One block. Greedy is a single pass over the logits; a temperature takes three (the largest, the sum, the draw); top-k and top-p
-// take four more each: three that narrow the place of the last one kept down, 11, 11 and 10 bits of its key at a time, in a
-// histogram in shared memory, and one that finds it among its equals. Lanes of a warp whose keys share a digit are added up
-// before they go to the histogram. For 128,256 logits a pass is 0.5 MB from the second-level cache.
+// Three stages, of which a draw takes as many as it needs. A stage is a block a slice of 2048 logits, 4 a thread; a slice is read
+// by 16-byte loads, once a stage, and kept in registers.
 //
-// Passes that depend on the order of ids give each warp a contiguous share of them.
+//   0  penalises, finds the largest logit and NaNs        greedy ends here: the lowest id of the largest
+//   1  weighs: a sum a slice, or, for top-k and top-p,    without a filter the draw ends here
+//      counts and weights in 445 buckets of 1/16 of z
+//   2  keeps what lies before the bucket in which a filter ends (a sum a slice), and lists that bucket's logits
+//
+// The last block to leave a stage does the rest by itself: it finds, among those listed, the place at which the filters end, by
+// counting; then the slice in which the threshold falls, reads that slice once more, and has the id. So 128,256 logits cost
+// 63 blocks and one pass over 513 KB for greedy, two for a plain draw and three with filters, all but the first from L2 and, if
+// nothing is penalised, fetched while the stage before still runs.
+//
+// Stages wait for each other within one launch. A block draws its part from a ticket when it begins, and waits only for parts of
+// lower tickets: those have begun, and none of them waits for a higher one. So it ends whatever number of blocks runs at a time
+// and in whatever order they begin, and needs no cooperative launch. The ticket is taken before the predecessor has ended, which
+// costs nothing then, and before a successor may start: all tickets of a launch lie before those of the next one.
 #include "cuda/kernels/device.cuh"
-#define LLAMA_EXT_HD __host__ __device__
 #include "cuda/kernels/sample.h"
 #include "cuda/kernels/step.h"
-
-namespace {
 
 using namespace llama_ext;
 using namespace llama_ext::cuda;
 
-constexpr int kWarps = kSampleThreads / 32;
-constexpr int kDigits = 1 << 11;
+namespace {
+
+constexpr uint32_t kWarps = kSampleThreads / 32;
+constexpr uint32_t kDirect = 128;      // candidates that are told apart by comparing each with each
+constexpr int kDigit = 9;              // bits; a digit's values are as many as threads
+static_assert(1u << kDigit == kSampleThreads);
 constexpr uint64_t kNoLimit = ~uint64_t{0};
-
-struct Logits {
-    const float* logits;
-    const uint32_t* seen;  // [ceil(vocab / 32)], or null: nothing is penalised
-    float penalty;
-    int vocab;
-
-    __device__ float at(int id) const {
-        const float logit = logits[id];
-        return seen && (seen[id / 32] >> (id % 32) & 1u) ? penalise(logit, penalty) : logit;
-    }
-};
+constexpr uint64_t kFoundNan = uint64_t{0xffffffffu} << 32;  // above every key; and above that
+constexpr uint64_t kFoundBadHistory = ~uint64_t{0};
 
 struct Shared {
-    unsigned long long histogram[kDigits];
-    unsigned long long of_warp[kWarps];
-    unsigned long long found, before;
-    int id;
+    uint64_t weights[kSampleThreads];
+    ulonglong2 direct[kDirect];  // {order, amount}
+    uint32_t counts[kSampleThreads];
+    uint32_t low[kSampleBuckets], high[kSampleBuckets];  // of a weight's 40 bits, 20 each
+    uint32_t penalised[kSampleSlice / 32];               // a bit a logit
+    uint64_t of_warp[kWarps], least[kWarps];
+    int32_t key[kWarps];
+    uint32_t at[kWarps];
+    uint64_t picked_values[2];
+    uint32_t picked;
+    uint32_t ticket, arrived, gathered;
 };
 
-// The same in every thread.
-template <typename T, typename Combine>
-__device__ T block_reduce(T value, T none, Combine combine, Shared& shared) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(kWholeWarp, value, step));
-    __syncthreads();  // of_warp is free
-    if (lane == 0) shared.of_warp[warp] = value;
-    __syncthreads();
-    T all = none;
-    for (int w = 0; w < kWarps; ++w) all = combine(all, static_cast<T>(shared.of_warp[w]));
-    return all;
-}
-
-__device__ uint64_t add(uint64_t a, uint64_t b) { return a + b; }
-__device__ uint64_t greater(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
-// An order in which a larger logit is larger, and of equals the lower id.
-__device__ uint64_t preference(float logit, int id) {
-    return static_cast<uint64_t>(static_cast<uint32_t>(order_key(logit)) ^ 0x80000000u) << 32 | static_cast<uint32_t>(~id);
-}
-
-struct Weigh {
+// What a block knows of the draw once the largest logit is there.
+struct Draw {
     float max;
+    int32_t max_key;
     float inverse_temperature;
-    __device__ uint64_t operator()(float logit) const { return weight(scaled_logit(logit, max, inverse_temperature)); }
+    uint64_t min_weight;
 };
 
-struct Count {
-    __device__ uint64_t operator()(float) const { return 1; }
+struct Quad {
+    float v[4];
 };
 
-// Adds what the warp's lanes have, each under its digit. mass < 2^41. All lanes take part; digit < 0 has nothing.
-__device__ void add_to_histogram(int digit, uint64_t mass, Shared& shared) {
-    unsigned left = __ballot_sync(kWholeWarp, digit >= 0);
-    while (left) {
-        const int leader = __ffs(static_cast<int>(left)) - 1;
-        const unsigned same = __ballot_sync(kWholeWarp, digit == __shfl_sync(kWholeWarp, digit, leader) && digit >= 0);
-        const bool mine = same >> (threadIdx.x % 32) & 1u;
-        const unsigned low = __reduce_add_sync(kWholeWarp, mine ? static_cast<unsigned>(mass & 0xfffffu) : 0u);
-        const unsigned high = __reduce_add_sync(kWholeWarp, mine ? static_cast<unsigned>(mass >> 20) : 0u);
-        if (static_cast<int>(threadIdx.x % 32) == leader)
-            atomicAdd(&shared.histogram[digit], (static_cast<unsigned long long>(high) << 20) + low);
-        left &= ~same;
-    }
-}
+__device__ __forceinline__ unsigned long long* counter(uint64_t* at) { return reinterpret_cast<unsigned long long*>(at); }
 
-// In the order of ranks (sampling.h), among those up to `limit`: the first whose mass, with that of all before it, reaches
-// `target`, which is at least 1 and at most the mass of all. Its rank.
-template <typename Mass>
-__device__ uint64_t reach(const Logits& logits, int32_t max_key, uint64_t limit, const Mass& mass, uint64_t target,
-                          Shared& shared) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t prefix = 0;
-    uint64_t before = 0;
-    int below_bits = 32;
-    for (int bits = 11; below_bits > 0; below_bits -= bits) {
-        if (below_bits < bits) bits = below_bits;
-        const int shift = below_bits - bits;
-        for (int i = threadIdx.x; i < kDigits; i += kSampleThreads) shared.histogram[i] = 0;
-        __syncthreads();
-        for (int from = 32 * warp; from < logits.vocab; from += kSampleThreads) {
-            const int id = from + lane;
-            int digit = -1;
-            uint64_t has = 0;
-            if (id < logits.vocab) {
-                const float logit = logits.at(id);
-                const uint64_t place = rank(logit, max_key, static_cast<uint32_t>(id));
-                const uint32_t below = static_cast<uint32_t>(place >> 32);
-                if (place <= limit && (below_bits == 32 || below >> below_bits == prefix)) {
-                    has = mass(logit);
-                    if (has) digit = static_cast<int>(below >> shift & ((1u << bits) - 1));
-                }
-            }
-            add_to_histogram(digit, has, shared);
-        }
-        __syncthreads();
-        if (warp == 0) {
-            constexpr int kEach = kDigits / 32;
-            uint64_t sum = 0;
-            for (int i = 0; i < kEach; ++i) sum += shared.histogram[lane * kEach + i];
-            uint64_t up_to = sum;
+__device__ __forceinline__ uint64_t shuffle_up(uint64_t value, int by) { return __shfl_up_sync(kWholeWarp, value, by); }
+
+// -> the sum over the threads before this one, and over all in *total
+__device__ __forceinline__ uint64_t scan(uint64_t value, Shared& s, uint64_t* total) {
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint64_t inclusive = value;
 #pragma unroll
-            for (int step = 1; step < 32; step *= 2) {
-                const uint64_t other = __shfl_up_sync(kWholeWarp, up_to, step);
-                if (lane >= step) up_to += other;
-            }
-            uint64_t so_far = before + up_to - sum;
-            if (so_far < target && before + up_to >= target) {
-                int digit = lane * kEach;
-                while (so_far + shared.histogram[digit] < target) so_far += shared.histogram[digit++];
-                shared.found = static_cast<unsigned long long>(digit);
-                shared.before = so_far;
-            }
-        }
-        __syncthreads();
-        prefix = prefix << bits | static_cast<uint32_t>(shared.found);
-        before = shared.before;
-        __syncthreads();  // before found changes
+    for (int by = 1; by < 32; by *= 2) {
+        const uint64_t other = shuffle_up(inclusive, by);
+        if (lane >= by) inclusive += other;
     }
-    // Its equals have the same mass: which of them?
-    const float logit = from_order_key(static_cast<int32_t>(static_cast<uint32_t>(max_key) - prefix));
-    const uint64_t each = mass(logit);
-    uint64_t place = (target - before + each - 1) / each - 1;  // from 0
-    const int share = (logits.vocab + kSampleThreads - 1) / kSampleThreads * 32;
-    const int first = warp * share, last = min(first + share, logits.vocab);
-    const auto equal = [&](int id) {
-        return id < last && static_cast<uint32_t>(rank(logits.at(id), max_key, 0) >> 32) == prefix;
-    };
-    uint64_t count = 0;
-    for (int from = first; from < last; from += 32) count += __popc(__ballot_sync(kWholeWarp, equal(from + lane)));
-    if (lane == 0) shared.of_warp[warp] = count;
-    __syncthreads();
-    uint64_t ahead = 0;
-    for (int w = 0; w < warp; ++w) ahead += shared.of_warp[w];
-    if (ahead <= place && place < ahead + count) {
-        place -= ahead;
-        for (int from = first; from < last; from += 32) {
-            const unsigned which = __ballot_sync(kWholeWarp, equal(from + lane));
-            const unsigned here = __popc(which);
-            if (place < here) {
-                const bool is = which >> lane & 1u && __popc(which & ((1u << lane) - 1)) == place;
-                if (is) shared.id = from + lane;
-                break;
-            }
-            place -= here;
-        }
+    if (lane == 31) s.of_warp[warp] = inclusive;
+    __syncthreads();  // the warps' sums are there
+    uint64_t warps = lane < kWarps ? s.of_warp[lane] : 0;
+#pragma unroll
+    for (int by = 1; by < kWarps; by *= 2) {
+        const uint64_t other = shuffle_up(warps, by);
+        if (lane >= by) warps += other;
     }
-    __syncthreads();
-    const uint64_t result = static_cast<uint64_t>(prefix) << 32 | static_cast<uint32_t>(shared.id);
-    __syncthreads();  // before of_warp and id change
-    return result;
+    *total = __shfl_sync(kWholeWarp, warps, kWarps - 1);
+    const uint64_t before = __shfl_sync(kWholeWarp, warps, (warp + 31) % 32);
+    __syncthreads();  // and everyone has read them
+    return inclusive - value + (warp ? before : 0);
 }
 
-// Whether an id of the history lies outside the vocabulary; if not, its bits are set, and none else.
-__device__ bool mark(const int32_t* history, uint32_t size, int vocab, uint32_t* seen) {
-    bool bad = false;
-    for (int i = threadIdx.x; i < (vocab + 31) / 32; i += kSampleThreads) seen[i] = 0;
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
-        const int32_t id = history[i];
-        if (id < 0 || id >= vocab)
-            bad = true;
-        else
-            atomicOr(seen + id / 32, 1u << (id % 32));
+// The one thread for which `mine` holds, and two values of its own. There is one.
+__device__ __forceinline__ uint32_t pick(bool mine, uint64_t* first, uint64_t* second, Shared& s) {
+    if (mine) {
+        s.picked = threadIdx.x;
+        s.picked_values[0] = *first;
+        s.picked_values[1] = *second;
     }
-    return __syncthreads_or(bad);
+    __syncthreads();  // it has said so
+    const uint32_t picked = s.picked;
+    *first = s.picked_values[0];
+    *second = s.picked_values[1];
+    __syncthreads();  // and everyone knows
+    return picked;
+}
+
+// from [vocab] -> those at first .. first + 3, as far as there are
+__device__ __forceinline__ Quad load(const float* from, uint32_t first, uint32_t vocab) {
+    Quad quad{};
+    if (first + 4 <= vocab && reinterpret_cast<uint64_t>(from) % 16 == 0) {
+        const float4 v = *reinterpret_cast<const float4*>(from + first);
+        quad = {{v.x, v.y, v.z, v.w}};
+    } else {
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) {
+            if (first + j < vocab) quad.v[j] = from[first + j];
+        }
+    }
+    return quad;
+}
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* from) {
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
+// One more, after all that this block did before and before all that it does next.  -> how many there were
+__device__ __forceinline__ uint32_t count_one(uint32_t* at) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(at) : "memory");
+    return before;
+}
+
+// Until every slice has left the stage. What its blocks wrote may be read from then on.
+__device__ __forceinline__ void await(const SampleState* state, uint32_t stage, uint32_t slices) {
+    if (threadIdx.x == 0) {
+        while (load_acquire(&state->arrived[stage]) != slices) {
+        }
+    }
+    __syncthreads();  // the stage before is through
+}
+
+// Whether this block is the last to leave the stage: then it may read what the others wrote.
+__device__ __forceinline__ bool leave(SampleState* state, uint32_t stage, uint32_t slices, Shared& s) {
+    __syncthreads();  // everyone's results are written
+    if (threadIdx.x == 0) s.arrived = count_one(&state->arrived[stage]);
+    __syncthreads();  // known to all
+    return s.arrived == slices - 1;
+}
+
+// A token's place in (logit descending, id ascending), in 52 bits: the smaller, the better.
+__device__ __forceinline__ uint64_t order_of(float logit, int32_t max_key, uint32_t id) {
+    const uint32_t below = static_cast<uint32_t>(max_key) - static_cast<uint32_t>(order_key(logit));
+    return static_cast<uint64_t>(below) << kSampleIdBits | id;
+}
+
+__device__ __forceinline__ uint64_t weight_of(uint64_t order, const Draw& d) {
+    const uint32_t below = static_cast<uint32_t>(order >> kSampleIdBits);
+    const float logit = from_order_key(static_cast<int32_t>(static_cast<uint32_t>(d.max_key) - below));
+    return weight(scaled_logit(logit, d.max, d.inverse_temperature));
+}
+
+// z from kZeroBelow to 0 -> its bucket; never falls as the logit does
+__device__ __forceinline__ uint32_t bucket_of(float z) { return static_cast<uint32_t>(mul_rn(z, -kSampleBucketsAUnit)); }
+
+// Stage 0.  -> the slice's largest key as an unsigned integer, over the complement of its lowest id; or what was wrong
+__device__ __forceinline__ void find_best(const float* logits, uint32_t vocab, const DrawState* draw, bool penalty, uint32_t slice,
+                                          uint64_t* best, float* penalised, Shared& s) {
+    const uint32_t first = slice * kSampleSlice + 4 * threadIdx.x;
+    Quad quad = load(logits, first, vocab);
+    int bad = 0;
+    if (penalty) {
+        if (threadIdx.x < kSampleSlice / 32) s.penalised[threadIdx.x] = 0;
+        __syncthreads();  // no bit is set
+        const int32_t* history = reinterpret_cast<const int32_t*>(draw->history);
+        const uint32_t size = draw->history_size;
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
+            const uint32_t seen = static_cast<uint32_t>(history[i]);
+            bad |= seen >= vocab;
+            if (seen < vocab && seen / kSampleSlice == slice)
+                atomicOr(&s.penalised[seen % kSampleSlice / 32], 1u << seen % 32);
+        }
+        bad = __syncthreads_or(bad);  // all bits are set
+        const uint32_t bits = s.penalised[threadIdx.x / 8] >> (threadIdx.x % 8 * 4);
+        const float by = draw->constants.repetition_penalty;
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) {
+            if (first + j >= vocab) break;
+            if (bits >> j & 1) quad.v[j] = penalise(quad.v[j], by);
+            penalised[first + j] = quad.v[j];
+        }
+    }
+    int32_t key = INT32_MIN;  // below -infinity's
+    uint32_t at = 0;
+    int nan = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) {
+        if (first + j >= vocab) break;
+        const int32_t mine = order_key(quad.v[j]);
+        nan |= quad.v[j] != quad.v[j];
+        if (mine > key) {
+            key = mine;
+            at = first + j;
+        }
+    }
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int32_t of_warp = __reduce_max_sync(kWholeWarp, key);
+    at = __reduce_min_sync(kWholeWarp, key == of_warp ? at : UINT32_MAX);
+    if (lane == 0) {
+        s.key[warp] = of_warp;
+        s.at[warp] = at;
+    }
+    nan = __syncthreads_or(nan);  // each warp's is there
+    if (warp == 0) {
+        key = lane < kWarps ? s.key[lane] : INT32_MIN;
+        const int32_t of_block = __reduce_max_sync(kWholeWarp, key);
+        at = __reduce_min_sync(kWholeWarp, lane < kWarps && key == of_block ? s.at[lane] : UINT32_MAX);
+        if (lane == 0) {
+            const uint64_t place = static_cast<uint64_t>(static_cast<uint32_t>(of_block) ^ 0x80000000u) << 32 | ~at;
+            atomicMax(counter(best), bad ? kFoundBadHistory : nan ? kFoundNan : place);
+        }
+    }
+}
+
+// Stage 1 without filters: the slice's weight.
+__device__ __forceinline__ void weigh(const Quad& quad, uint32_t first, uint32_t vocab, const Draw& d, uint64_t* sum, Shared& s) {
+    uint64_t mine = 0, all;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) {
+        if (first + j >= vocab) break;
+        const uint64_t w = weight(scaled_logit(quad.v[j], d.max, d.inverse_temperature));
+        if (w >= d.min_weight) mine += w;
+    }
+    scan(mine, s, &all);
+    if (threadIdx.x == 0) *sum = all;
+}
+
+// Stage 1 for filters: the slice's share of the buckets.
+__device__ __forceinline__ void fill_buckets(const Quad& quad, uint32_t first, uint32_t vocab, const Draw& d, SampleState* state,
+                                             Shared& s) {
+    const uint32_t own = threadIdx.x;
+    if (own < kSampleBuckets) s.counts[own] = s.low[own] = s.high[own] = 0;
+    __syncthreads();  // all are empty
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) {
+        if (first + j >= vocab) break;
+        const float z = scaled_logit(quad.v[j], d.max, d.inverse_temperature);
+        if (!(z >= kZeroBelow)) continue;  // weighs nothing
+        const uint64_t w = weight(z);
+        const uint32_t bucket = bucket_of(z);
+        // 2048 times 2^20 fit; and shared memory adds 32 bits at once, 64 in a loop.
+        atomicAdd(&s.counts[bucket], 1u);
+        atomicAdd(&s.low[bucket], static_cast<uint32_t>(w) & 0xfffffu);
+        atomicAdd(&s.high[bucket], static_cast<uint32_t>(w >> 20));
+    }
+    __syncthreads();  // all are full
+    if (own < kSampleBuckets && s.counts[own]) {
+        atomicAdd(&state->counts[own], s.counts[own]);
+        atomicAdd(counter(&state->weights[own]), (static_cast<uint64_t>(s.high[own]) << 20) + s.low[own]);
+    }
+}
+
+// Where the filters end, as far as the buckets tell.
+struct Border {
+    uint32_t first, last;          // candidates lie in these buckets; what lies before them survives, what lies behind does not
+    uint64_t count, weight;        // of what lies before
+    uint64_t all;                  // the weight of all
+    bool by_count, by_weight;      // which filters take something away
+};
+
+__device__ __forceinline__ Border find_border(const SampleState* state, const SamplingConstants& c, Shared& s) {
+    const bool mine = threadIdx.x < kSampleBuckets;
+    const uint64_t count = mine ? state->counts[threadIdx.x] : 0, weight = mine ? state->weights[threadIdx.x] : 0;
+    uint64_t counts, all;
+    uint64_t count_before = scan(count, s, &counts), weight_before = scan(weight, s, &all);
+    Border b{kSampleThreads, kSampleThreads, 0, 0, all, c.top_k > 0 && c.top_k < counts, c.top_p < kTopPOne};
+    // What weighs nothing need not be counted: the k best hold all that weighs something, or all k weigh something.
+    uint64_t kept = all;
+    if (b.by_count) {
+        const uint64_t k = c.top_k;
+        b.count = count_before, b.weight = weight_before;
+        b.first = b.last = pick(count_before < k && k <= count_before + count, &b.count, &b.weight, s);
+        kept = b.weight;  // at least so much, as far as top-p is concerned
+    }
+    const uint64_t target = top_p_target(kept, c.top_p);
+    if (b.by_weight && target > 0) {  // of 0 if all that is known to be kept is the first bucket
+        b.count = count_before, b.weight = weight_before;
+        b.first = pick(weight_before < target && target <= weight_before + weight, &b.count, &b.weight, s);
+        if (!b.by_count) b.last = b.first;
+    }
+    return b;
+}
+
+// Stage 2.
+__device__ __forceinline__ void keep(const Quad& quad, uint32_t first, uint32_t vocab, const Draw& d, const Border& b,
+                                     SampleState* state, uint64_t* sum, uint64_t* list, Shared& s) {
+    uint64_t mine = 0, all;
+    uint32_t candidate = 0;  // a bit each
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) {
+        if (first + j >= vocab) break;
+        const float z = scaled_logit(quad.v[j], d.max, d.inverse_temperature);
+        if (!(z >= kZeroBelow)) continue;
+        const uint32_t bucket = bucket_of(z);
+        const uint64_t w = weight(z);
+        if (bucket < b.first)
+            mine += w >= d.min_weight ? w : 0;
+        else if (bucket <= b.last)
+            candidate |= 1u << j;
+    }
+    // A place in the list for each: in any order.
+    const uint32_t lane = threadIdx.x % 32, count = __popc(candidate);
+    uint32_t end = count;
+#pragma unroll
+    for (int by = 1; by < 32; by *= 2) {
+        const uint32_t other = __shfl_up_sync(kWholeWarp, end, by);
+        if (lane >= by) end += other;
+    }
+    uint32_t at = 0;
+    if (lane == 31 && end) at = atomicAdd(&state->listed, end);
+    at = __shfl_sync(kWholeWarp, at, 31) + end - count;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) {
+        if (candidate >> j & 1) list[at++] = order_of(quad.v[j], d.max_key, first + j);
+    }
+    scan(mine, s, &all);
+    if (threadIdx.x == 0) *sum = all;
+}
+
+// list [size], in any order: the place of the one at which the best, added up in order, reach `target`. They do reach it.
+// Adds up weights, or counts.
+__device__ __forceinline__ uint64_t select(const uint64_t* list, uint32_t size, uint64_t target, bool weights, const Draw& d,
+                                        Shared& s) {
+    uint64_t low = 0;
+    int bits = 64 - 1;
+    uint32_t inside = size;  // from low on, 2^bits wide
+    if (inside > kDirect) {
+        uint64_t least = kNoLimit, greatest = 0;
+        for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
+            least = min(least, list[i]);
+            greatest = max(greatest, list[i]);
+        }
+#pragma unroll
+        for (int by = 16; by > 0; by /= 2) {
+            least = min(least, __shfl_xor_sync(kWholeWarp, least, by));
+            greatest = max(greatest, __shfl_xor_sync(kWholeWarp, greatest, by));
+        }
+        if (threadIdx.x % 32 == 0) {
+            s.least[threadIdx.x / 32] = least;
+            s.of_warp[threadIdx.x / 32] = greatest;
+        }
+        __syncthreads();  // each warp's are there
+        for (uint32_t warp = 0; warp < kWarps; ++warp) {
+            least = min(least, s.least[warp]);
+            greatest = max(greatest, s.of_warp[warp]);
+        }
+        low = least;
+        bits = 64 - __clzll(static_cast<long long>(greatest - least));
+    }
+    while (inside > kDirect) {
+        const int shift = max(0, bits - kDigit);
+        s.weights[threadIdx.x] = 0;
+        s.counts[threadIdx.x] = 0;
+        __syncthreads();  // all digits are empty
+        for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
+            const uint64_t order = list[i], from = order - low;
+            if (from >> bits) continue;
+            atomicAdd(&s.counts[from >> shift], 1u);
+            if (weights) atomicAdd(counter(&s.weights[from >> shift]), weight_of(order, d));
+        }
+        __syncthreads();  // all are full
+        uint64_t all, count = s.counts[threadIdx.x];
+        const uint64_t amount = weights ? s.weights[threadIdx.x] : count;
+        uint64_t before = scan(amount, s, &all);
+        const uint32_t digit = pick(before < target && target <= before + amount, &before, &count, s);
+        target -= before;
+        low += static_cast<uint64_t>(digit) << shift;
+        bits = shift;
+        inside = static_cast<uint32_t>(count);
+    }
+    if (threadIdx.x == 0) s.gathered = 0;
+    __syncthreads();  // none is gathered
+    for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
+        const uint64_t order = list[i];
+        if ((order - low) >> bits) continue;
+        s.direct[atomicAdd(&s.gathered, 1u)] = make_ulonglong2(order, weights ? weight_of(order, d) : 1);
+    }
+    __syncthreads();  // all are
+    uint64_t order = 0, amount = 0, reached = 0;
+    if (threadIdx.x < inside) {
+        order = s.direct[threadIdx.x].x;
+        amount = s.direct[threadIdx.x].y;
+        for (uint32_t i = 0; i < inside; ++i) {
+            const ulonglong2 other = s.direct[i];
+            if (other.x <= order) reached += other.y;
+        }
+    }
+    pick(reached >= target && reached - amount < target, &order, &amount, s);
+    return order;
+}
+
+// The last place that survives top-k and top-p: first by count, then by what weighs what that left.
+__device__ __forceinline__ uint64_t find_limit(const uint64_t* list, uint32_t size, const Border& b, const SamplingConstants& c,
+                                               const Draw& d, Shared& s) {
+    uint64_t limit = kNoLimit;
+#pragma unroll 1
+    for (int by_weight = b.by_count ? 0 : 1; by_weight <= (b.by_weight ? 1 : 0); ++by_weight) {
+        uint64_t target = c.top_k - b.count;
+        if (by_weight) {
+            uint64_t kept = b.all;
+            if (b.by_count) {
+                uint64_t mine = 0;
+                for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
+                    const uint64_t order = list[i];
+                    if (order <= limit) mine += weight_of(order, d);
+                }
+                scan(mine, s, &kept);
+                kept += b.weight;
+            }
+            target = top_p_target(kept, c.top_p) - b.weight;
+        }
+        limit = select(list, size, target, by_weight, d, s);
+    }
+    return limit;
+}
+
+// The draw itself, by the block that came last.  from [vocab]: the logits, penalised
+__device__ __forceinline__ uint32_t draw_id(const float* from, uint32_t vocab, uint32_t slices, const uint64_t* sums,
+                                            const uint64_t* list, uint32_t listed, uint64_t limit, const Step* step,
+                                            const SamplingConstants& c, uint64_t draw, const Draw& d, Shared& s) {
+    uint64_t amount = threadIdx.x < slices ? sums[threadIdx.x] : 0, total;
+    if (listed) {
+        s.weights[threadIdx.x] = amount;
+        __syncthreads();  // the slices' sums of what needs no list
+        for (uint32_t i = threadIdx.x; i < listed; i += kSampleThreads) {
+            const uint64_t order = list[i];
+            if (order > limit) continue;
+            const uint64_t w = weight_of(order, d);
+            const uint32_t id = static_cast<uint32_t>(order) & ((1u << kSampleIdBits) - 1);
+            if (w >= d.min_weight) atomicAdd(counter(&s.weights[id / kSampleSlice]), w);
+        }
+        __syncthreads();  // and with what is listed
+        amount = s.weights[threadIdx.x];
+    }
+    uint64_t before = scan(amount, s, &total);
+    const uint64_t position = static_cast<uint64_t>(step->position + step->rows);
+    uint64_t threshold = draw_threshold(c.seed, position, draw, total);
+    const uint32_t slice = pick(before <= threshold && threshold < before + amount, &before, &amount, s);
+    threshold -= before;
+
+    const uint32_t first = slice * kSampleSlice + 4 * threadIdx.x;
+    const Quad quad = load(from, first, vocab);
+    uint64_t weights[4], mine = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) {
+        weights[j] = 0;
+        if (first + j >= vocab || order_of(quad.v[j], d.max_key, first + j) > limit) continue;
+        const uint64_t w = weight(scaled_logit(quad.v[j], d.max, d.inverse_temperature));
+        if (w >= d.min_weight) weights[j] = w;
+        mine += weights[j];
+    }
+    before = scan(mine, s, &total);
+    uint64_t id = first, rest = threshold - before;
+#pragma unroll
+    for (uint32_t j = 0; j < 3; ++j) {
+        if (id != first + j || rest < weights[j]) continue;
+        rest -= weights[j];
+        ++id;
+    }
+    pick(before <= threshold && threshold < before + mine, &id, &rest, s);
+    return static_cast<uint32_t>(id);
 }
 
 }  // namespace
 
-// logits [vocab], step [1], draw [1], seen [ceil(vocab / 32)] for its own use -> id [1], if draw->wanted
-// PRECOND: grid (1), block (kSampleThreads); 1 <= vocab <= kMaxVocab
-extern "C" __global__ void __launch_bounds__(kSampleThreads)
-    sample(const float* logits, int vocab, const Step* step, const DrawState* draw, uint32_t* seen, int32_t* id) {
-    __shared__ Shared shared;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+// logits [vocab], step [1], draw [1], state [1], sums [slices], list [vocab], penalised [vocab] -> id [1]
+// PRECOND: grid (kSampleStages * sample_slices(vocab)), block (kSampleThreads); vocab from 1 to kSampleMaxVocab; penalised on 16
+// bytes; state all zero before the first launch, and no other launch on it meanwhile
+extern "C" __global__ void __launch_bounds__(kSampleThreads, 2)
+    sample(const float* logits, int32_t vocab, const Step* step, const DrawState* draw, SampleState* state, uint64_t* sums,
+           uint64_t* list, float* penalised, int32_t* id) {
+    __shared__ Shared s;
+    if (threadIdx.x == 0) s.ticket = atomicInc(&state->ticket, gridDim.x - 1);
+    __syncthreads();  // the ticket is there, and taken
     let_successor_start();
     wait_for_predecessor();
     if (!draw->wanted) return;
-    const SamplingConstants constants = draw->constants;
-    const bool penalised = draw->history_size > 0 && constants.repetition_penalty != 1.0f;
-    if (penalised && mark(reinterpret_cast<const int32_t*>(draw->history), draw->history_size, vocab, seen)) {
-        if (threadIdx.x == 0) *id = kSampleBadHistory;
-        return;
-    }
-    const Logits all{logits, penalised ? seen : nullptr, constants.repetition_penalty, vocab};
+    const uint32_t slices = gridDim.x / kSampleStages, stage = s.ticket / slices, slice = s.ticket % slices;
+    const SamplingConstants c = draw->constants;
+    const bool penalty = c.repetition_penalty != 1.0f && draw->history_size > 0;
+    const bool filtered = (c.top_k > 0 && c.top_k < static_cast<uint32_t>(vocab)) || c.top_p < kTopPOne;
+    const uint32_t last_stage = c.greedy ? 0 : filtered ? 2 : 1;
+    if (stage > last_stage) return;
 
-    uint64_t best = 0;
-    bool nan = false;
-    for (int i = threadIdx.x; i < vocab; i += kSampleThreads) {
-        const float logit = all.at(i);
-        nan |= isnan(logit);
-        best = greater(best, preference(logit, i));
-    }
-    if (__syncthreads_or(nan)) {
-        if (threadIdx.x == 0) *id = kSampleNan;
-        return;
-    }
-    best = block_reduce(best, uint64_t{0}, greater, shared);
-    if (constants.greedy) {
-        if (threadIdx.x == 0) *id = static_cast<int32_t>(~static_cast<uint32_t>(best));
-        return;
-    }
-    const int32_t max_key = static_cast<int32_t>(static_cast<uint32_t>(best >> 32) ^ 0x80000000u);
-    const Weigh weigh{from_order_key(max_key), constants.inverse_temperature};
-
-    uint64_t limit = kNoLimit;  // the rank of the last one kept
-    if (constants.top_k > 0 && constants.top_k < static_cast<uint32_t>(vocab))
-        limit = reach(all, max_key, limit, Count{}, constants.top_k, shared);
-    const auto kept_weight = [&](int i) -> uint64_t {
-        const float logit = all.at(i);
-        if (rank(logit, max_key, static_cast<uint32_t>(i)) > limit) return 0;
-        const uint64_t w = weigh(logit);
-        return w >= constants.min_weight ? w : 0;
-    };
-    if (constants.top_p < kTopPOne) {
-        uint64_t sum = 0;
-        for (int i = threadIdx.x; i < vocab; i += kSampleThreads) {
-            const float logit = all.at(i);
-            if (rank(logit, max_key, static_cast<uint32_t>(i)) <= limit) sum += weigh(logit);
+    const float* from = penalty ? penalised : logits;
+    Border border{};
+    Draw d{};
+    if (stage == 0) {
+        find_best(logits, vocab, draw, penalty, slice, &state->best, penalised, s);
+    } else {
+        const uint32_t first = slice * kSampleSlice + 4 * threadIdx.x;
+        Quad quad{};
+        if (!penalty) quad = load(from, first, vocab);  // before it waits
+        await(state, stage - 1, slices);
+        if (penalty) quad = load(from, first, vocab);
+        const uint64_t best = state->best;
+        d.max_key = static_cast<int32_t>(static_cast<uint32_t>(best >> 32) ^ 0x80000000u);
+        d.max = from_order_key(d.max_key);
+        d.inverse_temperature = c.inverse_temperature;
+        d.min_weight = c.min_weight;
+        if (best >= kFoundNan) {
+            // It only has to be said.
+        } else if (stage == 2) {
+            border = find_border(state, c, s);
+            keep(quad, first, vocab, d, border, state, sums + slice, list, s);
+        } else if (filtered) {
+            fill_buckets(quad, first, vocab, d, state, s);
+        } else {
+            weigh(quad, first, vocab, d, sums + slice, s);
         }
-        const uint64_t total = block_reduce(sum, uint64_t{0}, add, shared);
-        limit = reach(all, max_key, limit, weigh, top_p_target(total, constants.top_p), shared);
     }
+    if (!leave(state, stage, slices, s) || stage != last_stage) return;
 
-    // Each warp's share of the ids, and what of the weight lies in it.
-    const int share = (vocab + kSampleThreads - 1) / kSampleThreads * 32;
-    const int first = warp * share, last = min(first + share, vocab);
-    uint64_t sum = 0;
-    for (int i = first + lane; i < last; i += 32) sum += kept_weight(i);
-#pragma unroll
-    for (int step_ = 16; step_ > 0; step_ /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, step_);
-    __syncthreads();  // of_warp is free
-    if (lane == 0) shared.of_warp[warp] = sum;
-    __syncthreads();
-    uint64_t ahead = 0, total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-        if (w == warp) ahead = total;
-        total += shared.of_warp[w];
+    const uint64_t best = state->best;
+    int32_t drawn;
+    if (best >= kFoundNan) {
+        drawn = best == kFoundNan ? kSampleNan : kSampleBadHistory;
+    } else if (c.greedy) {
+        drawn = static_cast<int32_t>(~static_cast<uint32_t>(best));
+    } else {
+        const uint32_t listed = state->listed;
+        const uint64_t limit = listed ? find_limit(list, listed, border, c, d, s) : kNoLimit;
+        drawn = static_cast<int32_t>(draw_id(from, vocab, slices, sums, list, listed, limit, step, c, draw->draw, d, s));
     }
-    const uint64_t position = static_cast<uint64_t>(step->position + step->rows);
-    const uint64_t threshold = draw_threshold(constants.seed, position, draw->draw, total);
-    if (threshold < ahead || threshold >= ahead + sum) return;
-    for (int from = first; from < last; from += 32) {
-        const int i = from + lane;
-        const uint64_t own = i < last ? kept_weight(i) : 0;
-        uint64_t up_to = own;
-#pragma unroll
-        for (int step_ = 1; step_ < 32; step_ *= 2) {
-            const uint64_t other = __shfl_up_sync(kWholeWarp, up_to, step_);
-            if (lane >= step_) up_to += other;
-        }
-        if (own && threshold >= ahead + up_to - own && threshold < ahead + up_to) *id = i;
-        ahead += __shfl_sync(kWholeWarp, up_to, 31);
-        if (threshold < ahead) break;
+    __syncthreads();  // all is read
+    // As the next launch wants it.
+    if (filtered && threadIdx.x < kSampleBuckets) state->weights[threadIdx.x] = state->counts[threadIdx.x] = 0;
+    if (threadIdx.x == 0) {
+        *id = drawn;
+        state->best = 0;
+        state->listed = 0;
+        for (uint32_t i = 0; i < kSampleStages; ++i) state->arrived[i] = 0;
     }
 }
