@@ -45,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(kMoeSortThreads)
     wait_for_predecessor();
     if (i >= choices) return;
     const int64_t choice = source[i];
-    if (choice >= 0 && choice < choices) place[choice] = i;
+    // A plain store but for a source that is no permutation, where two may meet.
+    if (choice >= 0 && choice < choices) asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(place + choice), "l"(i) : "memory");
 }
 
 // y [choices, hidden], source and place [choices], scores [rows, top_k] or null -> out [rows, hidden]
