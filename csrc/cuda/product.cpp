@@ -19,10 +19,10 @@ struct Kind {
     const char* name;  // in the kernels' names
     ProductLayout layout;
 };
-constexpr Kind kKinds[kFormats] = {{"f32", kProductF32},      {"f16", kProduct16},       {"bf16", kProduct16},
-                                   {"q8_0", kProductQ8},      {"q4_0", kProductNibbles}, {"q4_1", kProductNibbles},
-                                   {"q5_0", kProductNibbles}, {"q5_1", kProductNibbles}, {"q4_k", kProductK},
-                                   {"q5_k", kProductK},       {"q6_k", kProductK},       {"mxfp8", kProductMxfp8}};
+constexpr Kind kKinds[kFormats] = {{"f32", kProductF32},   {"f16", kProduct16},    {"bf16", kProduct16},
+                                   {"q8_0", kProductQ8},   {"q4_0", kProductQ4},   {"q4_1", kProductQ4},
+                                   {"q5_0", kProductQ5},   {"q5_1", kProductQ5},   {"q4_k", kProductQ4K},
+                                   {"q5_k", kProductQ56K}, {"q6_k", kProductQ56K}, {"mxfp8", kProductMxfp8}};
 
 void check(const ProductCall& call) {
     const char* const operation = "product";
@@ -44,8 +44,7 @@ void check(const ProductCall& call) {
     const bool pairs = call.epilogue == Epilogue::silu_times_up;
     require(!pairs || w.rows % 2 == 0, operation, "rows", std::to_string(w.rows), "even: gate's and up's in turn");
     const int64_t results = pairs ? w.rows / 2 : w.rows;
-    require(call.y_stride >= results, operation, "y_stride", std::to_string(call.y_stride),
-            std::to_string(results) + " or more");
+    require(call.y_stride >= results, operation, "y_stride", std::to_string(call.y_stride), std::to_string(results) + " or more");
     if (call.epilogue == Epilogue::rotate) {
         require(call.which == Rows::all, operation, "which", "logits", "all, where rows are rotated");
         require_address(operation, "table", call.table, 8);
@@ -79,28 +78,29 @@ Plan product(const ProductCall& call, const Card& card) {
     check(call);
     require_range("product", "multiprocessors", card.multiprocessors, 1, 1 << 16);
     const Kind& kind = kKinds[static_cast<size_t>(call.weight.format)];
-    const int rows = product_rows(call.max_rows), weights = 2 * product_pairs(kind.layout, rows);
+    const int rows = product_rows(call.max_rows), weights = 2 * product_pairs(rows);
 
-    // x lies in shared memory as a whole where it fits, or else by tiles, of which two blocks' fit into a multiprocessor if any do.
-    constexpr int kReserved = 1024;                     // bytes that the system takes for each block
+    // x lies in shared memory as a whole where it fits, or else by tiles.
+    constexpr int kReserved = 1024;                         // bytes that the system takes for each block
     constexpr int kStatic = 4 * kProductWarps * kMostRows;  // the kernel's own
     const auto shared_bytes = [&](int64_t units) {
         return int64_t{16} * call.max_rows * product_x_row(kind.layout, static_cast<int>(units));
     };
     const int64_t units = (call.weight.cols + kind.layout.cols - 1) / kind.layout.cols;
-    const int64_t most = card.shared_bytes - kStatic, half = card.shared_bytes_each / 2 - kReserved - kStatic;
+    const int64_t most = card.shared_bytes - kStatic, share = card.shared_bytes_each / product_blocks(rows) - kReserved - kStatic;
     int64_t tile = units;
     if (shared_bytes(units) > most) {
         const int64_t step = 32 * product_depth(kind.layout, rows);
         tile = step;
-        while (tile + step < units && shared_bytes(tile + step) <= half) tile += step;
+        while (tile + step < units && shared_bytes(tile + step) <= std::min(most, share)) tile += step;
     }
     require(shared_bytes(tile) <= most, "product", "shared memory of the card", std::to_string(card.shared_bytes) + " bytes",
             std::to_string(shared_bytes(tile) + kStatic) + " or more");
 
     // A block stages x once, whatever the number of its rows: as few blocks as fill the card.
     const int64_t items = (call.weight.rows + weights - 1) / weights;
-    const int64_t fit = std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, kProductBlocks);
+    const int64_t fit =
+        std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, product_blocks(rows));
     const bool experts = call.experts.value != 0;
     const int64_t groups = experts ? call.groups.max_groups : 1;
     const int64_t wanted = (items * groups + kProductWarps - 1) / kProductWarps;

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_oracles import bf16, store
+from cuda_oracles import store
 from cuda_worker import Remote
+from product_oracle import ALL, Weights, make
 
 HIDDEN, INTERMEDIATE, KV_ROWS = 2048, 8192, 512
 HEADS, KV_HEADS, HEAD_DIM, KEYS = 32, 8, 64, 700
@@ -46,37 +47,78 @@ def check_global(launch: Record) -> None:
     assert launch["global_store_sectors_requested"] == launch["global_store_sectors_ideal"]
 
 
-# q and o, k and v, gate and up, down
-@pytest.mark.parametrize(
-    ("rows", "cols"),
-    [(HIDDEN, HIDDEN), (KV_ROWS, HIDDEN), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)],
-)
-def test_product(card: Remote, rows: int, cols: int) -> None:
+# q, k and v; o; gate and up; down
+SHAPES = [(HIDDEN + 2 * KV_ROWS, HIDDEN), (HIDDEN, HIDDEN), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
+
+
+def measure(card: Remote, weights: Weights, x: np.ndarray, **arguments: Any) -> Record:
+    (launch,) = card.call(
+        "report", function="cases_product.product", arguments={**weights.arguments, "x": x, **arguments}
+    )
+    return launch
+
+
+@pytest.mark.parametrize("format", ["BF16", "Q4_0"])
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_product(card: Remote, format: str, rows: int, cols: int) -> None:
     random = np.random.default_rng(1)
-    weight = bf16(random.standard_normal((rows, cols), np.float32))
-    x, residual = random.standard_normal(cols, np.float32), random.standard_normal(rows, np.float32)
-    (launch,) = card.call("report", function="product", arguments={"weight": weight, "x": x, "residual": residual})
-    assert launch["kernel"] == "product_bf16"
-    weights = accesses(launch, "ld.global.nc", ".v4")
-    for entry in weights:
-        assert entry["bytes_per_lane"] == 16, entry
-    # Every byte of W comes once, 512 of it with each warp instruction.
-    sectors = rows * cols * 2 // 32
-    assert total(weights, "sectors") == total(weights, "sectors_unique") == total(weights, "sectors_ideal") == sectors
-    assert total(weights, "bytes") == rows * cols * 2
-    assert total(weights, "requests") == rows * cols * 2 // 512
+    weights, x = make(format, rows, cols, 1), random.standard_normal((1, cols), np.float32)
+    normed = cols == HIDDEN
+    norm = random.standard_normal(cols, np.float32) if normed else None
+    start = None if normed else random.standard_normal((1, rows), np.float32)
+    launch = measure(card, weights, x, norm=norm, start=start, epilogue="store" if normed else "add")
+    assert launch["kernel"] == f"product_{format.lower()}_1"
+    # Every byte of W comes once: quants 16 bytes a lane, 512 with each warp instruction, and the scales.
+    planes = {"BF16": {".v4": 2 * rows * cols}, "Q4_0": {".v4": rows * cols // 2, ".u16": rows * cols // 32 * 2}}[format]
+    for opcode, size in planes.items():
+        found = accesses(launch, "ld.global.nc", opcode)
+        figures = [total(found, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")]
+        assert figures == [size // 32] * 3
+        assert total(found, "bytes") == size
+        if opcode == ".v4":
+            assert {entry["bytes_per_lane"] for entry in found} == {16}
+            assert total(found, "requests") == size // 512
+    assert sum(planes.values()) == weights.data.size
     check_global(launch)
     check_shared(launch)
-    # A block reads x once, 16 bytes a lane, whatever the number of its rows.
-    staged = accesses(launch, "ld.global.v4")
+    # A block reads x and the norm's weights once, 16 bytes a lane, whatever the number of its rows.
+    blocks, staged = launch["grid"][0], accesses(launch, "ld.global.v4")
     assert {entry["bytes_per_lane"] for entry in staged} == {16}
-    assert total(staged, "bytes") == launch["grid"][0] * cols * 4
-    # Beside W there is nothing but x, and the residual row by row.
-    assert launch["global_load_bytes"] == rows * cols * 2 + launch["grid"][0] * cols * 4 + rows * 4
+    assert total(staged, "bytes") == blocks * cols * 4 * (1 + normed)
+    # Beside these there is what each thread reads of the step, and the residual stream.
+    steps = blocks * 256 * 4 * (launch["global_load_bytes"] - sum(planes.values()) - total(staged, "bytes")
+                                - 4 * rows * (not normed)) // (blocks * 256 * 4)  # fmt: skip
+    assert steps in (blocks * 256 * 4, blocks * 256 * 8)
     assert launch["global_store_bytes"] == rows * 4
-    # Shared memory gives each lane the 8 values of x that its 8 weights meet.
-    assert launch["shared_load_wavefronts"] == rows * cols * 4 // 128
-    assert launch["global_load_sectors_unique"] == sectors + cols * 4 // 32 + rows * 4 // 32
+    unique = sum(planes.values()) // 32 + cols * 4 // 32 * (1 + normed) + (0 if normed else rows * 4 // 32) + 1
+    assert launch["global_load_sectors_unique"] == unique
+    assert launch["barriers"] == blocks * (1 + normed)
+    # A pair of rows shares what it takes of x from shared memory: per 16 bytes of each as much as they meet, and, of
+    # integers, their scales. 256 bytes of digits and scales were 80 a block of 32.
+    taken = rows // 2 * cols * 4 if format == "BF16" else rows // 2 * cols // 32 * 80
+    of_norm = blocks * 8 * 8 if normed else 0  # the sums of the warps, one load a warp
+    assert launch["shared_load_wavefronts"] in (taken // 128, taken // 128 + of_norm)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("format", ALL)
+def test_product_of_several_rows(card: Remote, format: str, rows: int) -> None:
+    """No format and no number of rows meets a bank twice or asks for quants again; x is read once a block and row."""
+    outputs, cols = 264, HIDDEN
+    weights, x = make(format, outputs, cols, 1), np.random.default_rng(2).standard_normal((rows, cols), np.float32)
+    launch = measure(card, weights, x, epilogue="silu_times_up")
+    quants = [entry for entry in accesses(launch, "ld.global.nc.L1::no_allocate.v4")]
+    size = plane_bytes(format, outputs, cols)
+    assert [total(quants, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")] == [size // 32] * 3
+    assert {entry["bytes_per_lane"] for entry in quants} == {16} and total(quants, "bytes") == size
+    check_shared(launch)
+    # Where 16 rows of x do not fit a tile is staged after the other, each once too as there is one round.
+    assert total(accesses(launch, "ld.global.v4"), "bytes") == launch["grid"][0] * rows * cols * 4
+
+
+def plane_bytes(format: str, rows: int, cols: int) -> int:
+    """Of the quants."""
+    return rows * cols * {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8, "MXFP8": 8}.get(format, 4) // 8
 
 
 @pytest.mark.parametrize("splits", [1, 3, 8, 22, 32])
@@ -138,15 +180,11 @@ def test_rms_norm(card: Remote, rows: int, n: int) -> None:
 
 
 def test_x_is_read_once_a_block_in_a_second_round_too(card: Remote) -> None:
-    """Blocks that have more than one row a warp stage x once."""
+    """Blocks that have more than one pair of rows a warp stage x once."""
     rows, cols = 14336, 64
-    weight = np.zeros((rows, cols), np.uint16)
-    (launch,) = card.call(
-        "report",
-        function="product",
-        arguments={"weight": weight, "x": np.ones(cols, np.float32), "residual": None},
-    )
+    weights = make("BF16", rows, cols, 1)
+    launch = measure(card, weights, np.ones((1, cols), np.float32))
     blocks = launch["grid"][0]
-    assert blocks * 8 < rows
+    assert blocks * 16 < rows
     assert total(accesses(launch, "ld.global.v4"), "bytes") == blocks * cols * 4
     assert total(accesses(launch, "ld.global.nc", ".v4"), "sectors") == rows * cols * 2 // 32

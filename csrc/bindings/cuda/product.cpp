@@ -32,8 +32,8 @@ cuda::ProductCall product_call(Operands* operand, const std::optional<Buffer>& w
     call.weight.format = format_from_name(format);
     call.weight.rows = rows, call.weight.cols = cols;
     const bool sized = rows >= 1 && cols >= 1 && cols % info(call.weight.format).block == 0;  // else product() says what is wrong
-    call.weight.base = (*operand)("weight", weight,
-                                  sized ? static_cast<size_t>(cuda::planes(call.weight.format, rows, cols).bytes) : 0);
+    call.weight.base =
+        (*operand)("weight", weight, sized ? static_cast<size_t>(cuda::planes(call.weight.format, rows, cols).bytes) : 0);
     call.step = (*operand)("step", step, 24);
     call.max_rows = max_rows;
     call.which = static_cast<cuda::Rows>(choice("which", which, {"all", "logits"}));

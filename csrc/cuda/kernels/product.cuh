@@ -1,12 +1,12 @@
 // Products of packed weights (packed.h) with up to 16 rows of x: each weight is read once, and memory is all that matters.
 //
 // A warp has a pair of rows of W at a time, 2i and 2i + 1, which is what rotations and SiLU take (two pairs where many rows of x
-// meet float weights: shared memory would bound it else). A lane takes 16 bytes of each row's quants at a time, a unit, next to its
-// neighbours', with `depth` units under way, each renewed as soon as it is used: the stream of loads runs on over the ends of rows.
-// Pairs are dealt out to blocks one by one, so that all have equally many.
+// meet float weights: shared memory would bound it else). A lane takes 16 bytes of each row's quants at a time, a unit, next to
+// its neighbours', with `depth` units under way, each renewed as soon as it is used: the stream of loads runs on over the ends of
+// rows. Pairs are dealt out to blocks one by one, so that all have equally many.
 //
-// x is staged to shared memory once a block, normalised and in the form that the weights meet (product.h), by tiles of columns where
-// it does not fit. The first weights are fetched before the wait for the kernel that makes x.
+// x is staged to shared memory once a block, normalised and in the form that the weights meet (product.h), by tiles of columns
+// where it does not fit. The first weights are fetched before the wait for the kernel that makes x.
 //
 // Rounding: a lane adds up its units in ascending order in one chain, then the lanes of a warp meet in a fixed tree; every fused
 // multiplication is written out. So a row's bits depend neither on the other rows nor on the tiles.
@@ -186,7 +186,7 @@ struct WeightsQ8_0 : IntegerFormat {
 
 template <bool kFifth>
 struct WeightsQ0 : IntegerFormat {
-    static constexpr ProductLayout kLayout = kProductNibbles;
+    static constexpr ProductLayout kLayout = kFifth ? kProductQ5 : kProductQ4;
     static constexpr int kOffset = kFifth ? 16 : 8;
     uint32_t high;
     uint16_t d;
@@ -206,7 +206,7 @@ using WeightsQ5_0 = WeightsQ0<true>;
 
 template <bool kFifth>
 struct WeightsQ1 : IntegerFormat {
-    static constexpr ProductLayout kLayout = kProductNibbles;
+    static constexpr ProductLayout kLayout = kFifth ? kProductQ5 : kProductQ4;
     static constexpr bool kMinimum = true;
     uint32_t high, dm;
     __device__ __forceinline__ void load(const PlanePointers& at, uint32_t unit) {
@@ -227,7 +227,7 @@ using WeightsQ5_1 = WeightsQ1<true>;
 // `sub`: which of the super-block's 8 blocks the unit is.
 template <bool kFifth>
 struct WeightsK : IntegerFormat {
-    static constexpr ProductLayout kLayout = kProductK;
+    static constexpr ProductLayout kLayout = kFifth ? kProductQ56K : kProductQ4K;
     static constexpr bool kMinimum = true;
     uint32_t high;
     uint4 super;
@@ -257,7 +257,7 @@ using WeightsQ4_K = WeightsK<false>;
 using WeightsQ5_K = WeightsK<true>;
 
 struct WeightsQ6_K : IntegerFormat {
-    static constexpr ProductLayout kLayout = kProductK;
+    static constexpr ProductLayout kLayout = kProductQ56K;
     static constexpr bool kHalves = true;
     static constexpr int kOffset = 32;
     uint2 high;
@@ -280,20 +280,13 @@ struct WeightsQ6_K : IntegerFormat {
 
 // --- x ------------------------------------------------------------------------------------------------------------------------
 
-// One row of x in global memory.
-struct RowOfX {
-    const float* at;
-    int cols;
-
-    // Columns 4 i .. 4 i + 3; what is past the end is 0. Rows begin on 16 bytes where cols is a multiple of 4.
-    __device__ __forceinline__ float4 piece(int i) const { return piece_of(at, i); }
-    __device__ __forceinline__ float4 piece_of(const float* from, int i) const {
-        const int col = 4 * i;
-        if (cols % 4 == 0) return col < cols ? reinterpret_cast<const float4*>(from)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        return make_float4(col < cols ? from[col] : 0.0f, col + 1 < cols ? from[col + 1] : 0.0f,
-                           col + 2 < cols ? from[col + 2] : 0.0f, col + 3 < cols ? from[col + 3] : 0.0f);
-    }
-};
+// Columns 4 i .. 4 i + 3 of a row of `cols`; what is past the end is 0. Rows begin on 16 bytes where cols is a multiple of 4.
+__device__ __forceinline__ float4 load_piece(const float* row, int cols, int i) {
+    const int col = 4 * i;
+    if (cols % 4 == 0) return col < cols ? reinterpret_cast<const float4*>(row)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return make_float4(col < cols ? row[col] : 0.0f, col + 1 < cols ? row[col + 1] : 0.0f, col + 2 < cols ? row[col + 2] : 0.0f,
+                       col + 3 < cols ? row[col + 3] : 0.0f);
+}
 
 __device__ __forceinline__ float add_squares(float4 v, float sum) {
     return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
@@ -357,7 +350,8 @@ __device__ __forceinline__ void put_digits(uint4* to, int plane, int i, float4 v
     }
 }
 
-// --- The product -----------------------------------------------------------------------------------------------------------------
+// --- The product
+// -----------------------------------------------------------------------------------------------------------------
 
 // One unit of kWeights rows of W against `rows` rows of x, which lie `row` apart. x: the unit's first piece; scales: its block's.
 // sums[r % 2][r / 2 * kRows + t]: of row r of W, row t of x
@@ -442,7 +436,8 @@ __device__ __forceinline__ void multiply_add(const F (&w)[kWeights], const uint4
     }
 }
 
-// Sums over the warp: of kCount values, value `lane / (32 / kCount)` comes to each lane, in a tree that is the same for any kCount.
+// Sums over the warp: of kCount values, value `lane / (32 / kCount)` comes to each lane, in a tree that is the same for any
+// kCount.
 template <int kCount>
 __device__ __forceinline__ float warp_sums(float (&value)[kCount], int lane) {
     int count = kCount;
@@ -467,6 +462,11 @@ __device__ __forceinline__ float warp_sums(float (&value)[kCount], int lane) {
 
 __device__ __forceinline__ float silu(float v) { return v / (1.0f + expf(-v)); }
 
+template <bool kTruth>
+struct Constant {
+    static constexpr bool kValue = kTruth;
+};
+
 struct ProductArguments {
     const char* weight;
     const uint64_t* experts;
@@ -490,19 +490,19 @@ struct ProductArguments {
 template <class F, int kRows>
 __device__ __forceinline__ void product(const ProductArguments& a) {
     constexpr ProductLayout kLayout = F::kLayout;
-    constexpr int kDepth = product_depth(kLayout, kRows), kPairs = product_pairs(kLayout, kRows), kWeights = 2 * kPairs;
-    constexpr int kHeld = kRows == 1 ? 4 : 0;  // pieces of x that a thread keeps from the mean square to the staging
+    constexpr int kDepth = product_depth(kLayout, kRows), kPairs = product_pairs(kRows), kWeights = 2 * kPairs;
+    // Pieces of x that a thread asks for before it needs the first: along the columns of a single row, else along the rows. Of a
+    // single row the first ones stay in registers from the mean square to the staging.
+    constexpr int kFirstBatch = kRows == 16 ? 8 : 4;
 
     extern __shared__ uint4 shared[];  // [rows of x][product_x_row(kLayout, tile_units)]
-    __shared__ float squares[kProductWarps][kRows];
+    __shared__ float squares[kProductWarps][kRows], factors[kRows];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int units = (a.cols + kLayout.cols - 1) / kLayout.cols, items = (a.rows + kWeights - 1) / kWeights;
     const int plane = product_plane(kLayout, a.tile_units), x_row = product_x_row(kLayout, a.tile_units);
 
     F in_flight[kDepth][kWeights];
-    const auto planes_at = [&](const char* base) {
-        return PlanePointers{base, base + a.high, base + a.scales, base + a.supers};
-    };
+    const auto planes_at = [&](const char* base) { return PlanePointers{base, base + a.high, base + a.scales, base + a.supers}; };
     // Unit `unit` of the item's rows, of which the last ones may not exist: they repeat the last one that does.
     const auto fetch = [&](const PlanePointers& at, F(&to)[kWeights], int item, int unit) {
 #pragma unroll
@@ -521,7 +521,12 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
     PlanePointers at = planes_at(a.weight);
     let_successor_start();
     if (!a.experts) fetch_first(at, part + parts * warp);
+    float4 first_norm[kFirstBatch];
     if (a.norm) {
+        if constexpr (kRows == 1) {
+#pragma unroll
+            for (int k = 0; k < kFirstBatch; ++k) first_norm[k] = load_piece(a.norm, a.cols, threadIdx.x + k * kProductThreads);
+        }
         for (int col = 32 * threadIdx.x; col < a.cols; col += 32 * kProductThreads)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm + col));
     }
@@ -546,72 +551,116 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
 
     const auto row_of_x = [&](int t) {
         const int64_t row = a.experts && a.gathered ? a.entry_row[first + t] : first + t;
-        return RowOfX{a.x + row * a.cols, a.cols};
+        return a.x + row * a.cols;
     };
     const int pieces = (a.cols + 3) / 4;
 
-    float4 held[kHeld ? kHeld : 1];
+    float4 first_x[kFirstBatch];
+    if constexpr (kRows == 1) {
 #pragma unroll
-    for (int k = 0; k < kHeld; ++k) held[k] = row_of_x(0).piece(threadIdx.x + k * kProductThreads);
+        for (int k = 0; k < kFirstBatch; ++k) first_x[k] = load_piece(row_of_x(0), a.cols, threadIdx.x + k * kProductThreads);
+    }
+    float factor = 0.0f;  // of a single row
     if (a.norm) {
-#pragma unroll 1
-        for (int t = 0; t < rows; ++t) {
-            const RowOfX x = row_of_x(t);
-            float sum = 0.0f;
+        float sums[kRows] = {};
+        int from = threadIdx.x;
+        if constexpr (kRows == 1) {
 #pragma unroll
-            for (int k = 0; k < kHeld; ++k) sum = add_squares(held[k], sum);
-            for (int i = threadIdx.x + kHeld * kProductThreads; i < pieces; i += kProductThreads)
-                sum = add_squares(x.piece(i), sum);
-            sum = warp_sum(sum);
-            if (lane == 0) squares[warp][t] = sum;
+            for (int k = 0; k < kFirstBatch; ++k) sums[0] = add_squares(first_x[k], sums[0]);
+            from += kFirstBatch * kProductThreads;
         }
+        for (int i = from; i < pieces; i += kProductThreads) {
+#pragma unroll
+            for (int t = 0; t < kRows; ++t)
+                if (t < rows) sums[t] = add_squares(load_piece(row_of_x(t), a.cols, i), sums[t]);
+        }
+        const float sum = warp_sums(sums, lane);
+        if (lane % (32 / kRows) == 0) squares[warp][lane / (32 / kRows)] = sum;
         __syncthreads();
+        const auto factor_of = [&](int t) {
+            float all = 0.0f;
+#pragma unroll
+            for (int w = 0; w < kProductWarps; ++w) all += squares[w][t];
+            return rsqrtf(__fdiv_rn(all, static_cast<float>(a.cols)) + a.eps);
+        };
+        if constexpr (kRows == 1) {
+            factor = factor_of(0);
+        } else {
+            if (threadIdx.x < rows) factors[threadIdx.x] = factor_of(threadIdx.x);
+            __syncthreads();
+        }
     }
 
-    // Units first_unit .. of each row, as many as tile_units or there are, to shared memory.
-    const auto stage = [&](int first_unit) {
+    // Piece i of the tile that begins at first_piece, of which it has `count`, of row t to shared memory. Whole warps come here:
+    // lanes that share a block have to meet.
+    const auto put = [&](int t, int i, int count, float4 v, float4 norm) {
+        // volatile: the compiler would read it without a norm, too, and nothing is there.
+        if (a.norm) v = normalised(v, kRows == 1 ? factor : *static_cast<volatile float*>(factors + t), norm);
+        uint4* const to = shared + t * x_row;
+        if constexpr (F::kFloat) {
+            if (i < count) put_floats<F>(to, plane, i, v);
+        } else {
+            put_digits<F>(to, plane, i, v, i < count);
+        }
+    };
+    // Units first_unit .. of each row, as many as tile_units or there are. kFirst: with first_x and first_norm.
+    const auto stage = [&](int first_unit, auto first_time) {
+        [[maybe_unused]] constexpr bool kFirst = decltype(first_time)::kValue;
+        constexpr int kBatch = kFirst || kRows == 16 ? kFirstBatch : 2;  // registers hold sums by then
         const int first_piece = first_unit * (kLayout.cols / 4);
         const int count = min(a.tile_units, units - first_unit) * (kLayout.cols / 4);
-#pragma unroll 1
-        for (int t = 0; t < rows; ++t) {
-            const RowOfX x = row_of_x(t);
-            float factor = 1.0f;
-            if (a.norm) {
-                float sum = 0.0f;
-#pragma unroll
-                for (int w = 0; w < kProductWarps; ++w) sum += squares[w][t];
-                factor = rsqrtf(__fdiv_rn(sum, static_cast<float>(a.cols)) + a.eps);
-            }
-            uint4* const to = shared + t * x_row;
-            const auto put = [&](int i, float4 v) {
-                if (a.norm && i < count) v = normalised(v, factor, x.piece_of(a.norm, first_piece + i));
-                if constexpr (F::kFloat) {
-                    if (i < count) put_floats<F>(to, plane, i, v);
-                } else {
-                    put_digits<F>(to, plane, i, v, i < count);
-                }
-            };
+        const auto norm_piece = [&](int i) {
+            return a.norm && i < count ? load_piece(a.norm, a.cols, first_piece + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        };
+        if constexpr (kRows == 1) {
             int from = threadIdx.x;
-            if (kHeld && first_unit == 0) {
+            if constexpr (kFirst) {
 #pragma unroll
-                for (int k = 0; k < kHeld; ++k)
-                    if (k * kProductThreads < count) put(threadIdx.x + k * kProductThreads, held[k]);
-                from += kHeld * kProductThreads;
+                for (int k = 0; k < kFirstBatch; ++k)
+                    if (k * kProductThreads + 32 * warp < count)
+                        put(0, threadIdx.x + k * kProductThreads, count, first_x[k], first_norm[k]);
+                from += kFirstBatch * kProductThreads;
             }
-            // Whole warps stay together: the lanes that share a block have to meet.
-            for (int i = from; i - lane < count; i += kProductThreads)
-                put(i, i < count ? x.piece(first_piece + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f));
+#pragma unroll 1
+            for (; from - lane < count; from += kBatch * kProductThreads) {
+                float4 v[kBatch], norm[kBatch];
+#pragma unroll
+                for (int k = 0; k < kBatch; ++k) {
+                    const int i = from + k * kProductThreads;
+                    if (i < count) v[k] = load_piece(row_of_x(0), a.cols, first_piece + i), norm[k] = norm_piece(i);
+                }
+#pragma unroll
+                for (int k = 0; k < kBatch; ++k)
+                    if (from - lane + k * kProductThreads < count) put(0, from + k * kProductThreads, count, v[k], norm[k]);
+            }
+        } else {
+#pragma unroll 1
+            for (int i = threadIdx.x; i - lane < count; i += kProductThreads) {
+                const float4 norm = norm_piece(i);
+#pragma unroll 1
+                for (int from = 0; from < rows; from += kBatch) {
+                    float4 v[kBatch];
+#pragma unroll
+                    for (int k = 0; k < kBatch; ++k)
+                        if (from + k < rows && i < count) v[k] = load_piece(row_of_x(from + k), a.cols, first_piece + i);
+#pragma unroll
+                    for (int k = 0; k < kBatch; ++k)
+                        if (from + k < rows) put(from + k, i, count, v[k], norm);
+                }
+            }
         }
     };
 
-    int staged = -1;  // the unit at which the tile in shared memory begins
+    int staged = 0;  // the unit at which the tile in shared memory begins
+    stage(0, Constant<true>{});
+    __syncthreads();
     for (int begin = part; begin < items; begin += parts * kProductWarps) {
         const int item = begin + parts * warp;
         float sums[2][kPairs * kRows] = {};
         for (int tile = 0; tile < units; tile += a.tile_units) {
             if (staged != tile) {
-                if (staged >= 0) __syncthreads();  // until every warp is through with the tile before
-                stage(tile);
+                __syncthreads();  // until every warp is through with the tile before
+                stage(tile, Constant<false>{});
                 staged = tile;
                 __syncthreads();
             }
@@ -627,8 +676,8 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
                         const uint4* const scales =
                             kLayout.cols == 32
                                 ? shared + kLayout.pieces * plane + in_tile
-                                : reinterpret_cast<const uint4*>(
-                                      reinterpret_cast<const float*>(shared + kLayout.pieces * plane) + in_tile / 2);
+                                : reinterpret_cast<const uint4*>(reinterpret_cast<const float*>(shared + kLayout.pieces * plane) +
+                                                                 in_tile / 2);
                         multiply_add<F, kRows, kWeights>(in_flight[d], shared + in_tile, scales, plane, x_row, rows, lane % 8,
                                                          sums);
                     }
@@ -683,16 +732,17 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
 //          tile_units at least all of a row, or a multiple of 32 * product_depth(layout, rows); rows * units of a row < 2^32;
 //          weight on 256 bytes, x and norm on 16; rows of a step or of a group at most those of the kernel and those that shared
 //          memory is for
-#define LLAMA_EXT_PRODUCT(format, Weights, kRows)                                                                               \
-    extern "C" __global__ void __launch_bounds__(kProductThreads, kProductBlocks) product_##format##_##kRows(            \
-        const char* weight, const uint64_t* experts, int64_t offset, int64_t high, int64_t scales, int64_t supers, int rows,    \
-        int cols, int tile_units, const Step* step, int logits, const float* x, const float* norm, float eps, int epilogue,     \
-        float* y, int64_t y_stride, const float2* table, int rotated, int pairs, const int* group_count,                        \
-        const int* group_expert, const int* group_first, const int* entry_row, const float* entry_score, int gathered,          \
-        int scaled) {                                                                                                           \
-        product<Weights, kRows>({weight, experts, offset, high, scales, supers, rows, cols, tile_units, step, logits, x, norm,  \
-                                 eps, epilogue, y, y_stride, table, rotated, pairs, group_count, group_expert, group_first,     \
-                                 entry_row, entry_score, gathered, scaled});                                                    \
+#define LLAMA_EXT_PRODUCT(format, Weights, kRows)                                                                            \
+    extern "C" __global__ void __launch_bounds__(kProductThreads, product_blocks(kRows)) product_##format##_##kRows(         \
+        const char* weight, const uint64_t* experts, int64_t offset, int64_t high, int64_t scales, int64_t supers, int rows, \
+        int cols, int tile_units, const Step* step, int logits, const float* x, const float* norm, float eps, int epilogue,  \
+        float* y, int64_t y_stride, const float2* table, int rotated, int pairs, const int* group_count,                     \
+        const int* group_expert, const int* group_first, const int* entry_row, const float* entry_score, int gathered,       \
+        int scaled) {                                                                                                        \
+        product<Weights, kRows>({weight,       experts,     offset,    high,        scales,   supers, rows,                  \
+                                 cols,         tile_units,  step,      logits,      x,        norm,   eps,                   \
+                                 epilogue,     y,           y_stride,  table,       rotated,  pairs,  group_count,           \
+                                 group_expert, group_first, entry_row, entry_score, gathered, scaled});                      \
     }
 #define LLAMA_EXT_PRODUCTS(format, Weights) \
     LLAMA_EXT_PRODUCT(format, Weights, 1)   \
