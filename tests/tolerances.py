@@ -56,6 +56,10 @@ CUDA_RMS_NORM = 1e-6
 # attention: a handful of roundings, as in the operators' 1e-6, an exponential of 2 ulp, sums over up to hundreds of
 # keys.
 CUDA_ATTENTION = 2e-6
+# rope as an operator: cosine, sine, one product and a fused one, rounded once each, of |a| + |b|.
+CUDA_ROPE = 1.5 * 2.0**-23
+# A result rounded to bfloat16: half a unit of 8 significant bits.
+BF16_ROUNDING = 2.0**-8
 
 
 def cuda_product(format: str, cols: int) -> float:

@@ -23,6 +23,7 @@ void bind_cuda(py::module_& m) {
     bind_cuda_attention(part);
     bind_cuda_route(part);
     bind_cuda_moe(part);
+    bind_cuda_calls(part);
 #else
     part.attr("built") = false;
 #endif
