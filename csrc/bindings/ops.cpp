@@ -3,11 +3,10 @@
 // and the documentation of each operator are in llama_ext/ops.py.
 //
 // CUDA kernels lie in _core, once: llama_ext/ops.py hands over its table of functions (csrc/cuda/calls.h).
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-
-#include <dlfcn.h>
 
 #include <cmath>
 #include <exception>
@@ -50,7 +49,8 @@ std::string device_of(const Tensor& tensor) {
 
 // An operator runs where its first tensor lies.
 void check_device(const char* op, const char* name, const Tensor& tensor) {
-    if (!tensor.is_cpu() && !tensor.is_cuda()) fail(op, ": ", name, " must be a CPU or a CUDA tensor, not on ", device_of(tensor), ".");
+    if (!tensor.is_cpu() && !tensor.is_cuda())
+        fail(op, ": ", name, " must be a CPU or a CUDA tensor, not on ", device_of(tensor), ".");
 }
 
 void check_beside(const char* op, const char* name, const Tensor& tensor, const char* first_name, const Tensor& first) {
@@ -263,10 +263,11 @@ Tensor attention(Tensor q, Tensor k, Tensor v, int64_t first_position, std::stri
     const Tensor queries = row_major(q), all_keys = row_major(k), values = row_major(v);
     const double factor = scale ? *scale : 1 / std::sqrt(static_cast<double>(head_dim));
     if (q.is_cuda()) {
-        run_on_cuda<calls::Attention>(op, q, &calls::Table::attention,
-                                      {type_on_cuda(type), static_cast<int32_t>(heads), static_cast<int32_t>(kv_heads),
-                                       static_cast<int32_t>(head_dim), rows, keys, first_position, mask, static_cast<float>(factor),
-                                       address(queries), address(all_keys), address(values), address(out)});
+        run_on_cuda<calls::Attention>(
+            op, q, &calls::Table::attention,
+            {type_on_cuda(type), static_cast<int32_t>(heads), static_cast<int32_t>(kv_heads), static_cast<int32_t>(head_dim),
+             rows, keys, first_position, mask, static_cast<float>(factor), address(queries), address(all_keys), address(values),
+             address(out)});
         return out;
     }
     cpu::attention(kernels(),
@@ -328,9 +329,9 @@ Tensor linear(Tensor x, Tensor weight, std::string format_name) {
     if (cols == 0) return torch::stable::fill_(out, 0);
     const Tensor values = row_major(x), blocks = row_major(weight);
     if (x.is_cuda()) {
-        run_on_cuda<calls::Linear>(op, x, &calls::Table::linear,
-                                   {type_on_cuda(type), format, x.numel() / cols, cols, outputs, address(values), address(blocks),
-                                    address(out)});
+        run_on_cuda<calls::Linear>(
+            op, x, &calls::Table::linear,
+            {type_on_cuda(type), format, x.numel() / cols, cols, outputs, address(values), address(blocks), address(out)});
         return out;
     }
     cpu::linear(kernels(),
@@ -371,7 +372,8 @@ std::tuple<Tensor, Tensor> moe_route(Tensor logits, int64_t top_k, std::string s
     return {chosen, scores};
 }
 
-void check_scores(const char* op, const Tensor& scores, int64_t rows, int64_t top_k, const char* first_name, const Tensor& first) {
+void check_scores(const char* op, const Tensor& scores, int64_t rows, int64_t top_k, const char* first_name,
+                  const Tensor& first) {
     check_beside(op, "scores", scores, first_name, first);
     check_type(op, "scores", scores, ScalarType::Float);
     if (scores.dim() != 2 || scores.size(0) != rows || scores.size(1) != top_k)
@@ -409,9 +411,10 @@ std::tuple<Tensor, Tensor, Tensor> moe_dispatch(Tensor x, Tensor experts, int64_
         if (choices == 0) {
             torch::stable::fill_(offsets, 0);
         } else if (hidden > 0) {
-            run_on_cuda<calls::MoeDispatch>(op, x, &calls::Table::moe_dispatch,
-                                            {type_on_cuda(type), rows, top_k, hidden, num_experts, address(values), address(chosen),
-                                             address(factors), address(gathered), address(offsets), address(source)});
+            run_on_cuda<calls::MoeDispatch>(
+                op, x, &calls::Table::moe_dispatch,
+                {type_on_cuda(type), rows, top_k, hidden, num_experts, address(values), address(chosen), address(factors),
+                 address(gathered), address(offsets), address(source)});
         } else {
             fail(op, ": x on CUDA must have columns, not be ", shape(x), ".");
         }
@@ -465,9 +468,9 @@ Tensor moe_combine(Tensor y, Tensor source, int64_t rows, std::optional<Tensor> 
     if (scores) factors = row_major(*scores);
     if (y.is_cuda()) {
         const Tensor choice = row_major(source);
-        run_on_cuda<calls::MoeCombine>(op, y, &calls::Table::moe_combine,
-                                       {type_on_cuda(type), rows, top_k, hidden, address(values), address(choice), address(factors),
-                                        address(out)});
+        run_on_cuda<calls::MoeCombine>(
+            op, y, &calls::Table::moe_combine,
+            {type_on_cuda(type), rows, top_k, hidden, address(values), address(choice), address(factors), address(out)});
         return out;
     }
     cpu::moe_combine({type, rows, top_k, hidden, values.const_data_ptr(), place.data(),

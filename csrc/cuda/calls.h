@@ -20,7 +20,8 @@ using Pointer = uint64_t;  // in device memory; 0 is null
 // How values lie in memory. Everything is computed in float32; bf16 is rounded once, when a result is written.
 enum class Type : uint8_t { f32, bf16 };
 
-// Where a call runs. Its arrays lie on this device, each on 16 bytes but where it is said; the first call on a device loads the kernels.
+// Where a call runs. Its arrays lie on this device, each on 16 bytes but where it is said; the first call on a device loads the
+// kernels.
 struct Place {
     int32_t device;  // an ordinal
     void* stream;    // CUstream of the device's primary context; null: the default stream
@@ -50,8 +51,8 @@ struct Rope {
     Pointer out;                // the same
 };
 
-// out = softmax(scale q K^T over the mask's keys) V. Query r stands at first_position + r, key j at j; first_position + rows <= keys.
-// head_dim is a multiple of 8 up to 256; up to 16 query heads share a key-value head.
+// out = softmax(scale q K^T over the mask's keys) V. Query r stands at first_position + r, key j at j; first_position + rows <=
+// keys. head_dim is a multiple of 8 up to 256; up to 16 query heads share a key-value head.
 struct Attention {
     Type type;
     int32_t heads, kv_heads, head_dim;
@@ -106,7 +107,8 @@ struct MoeCombine {
     Pointer out;     // [rows, hidden]
 };
 
-// Each returns null, or the sentence that says what is wrong, which stands until the thread's next call. Kernels' faults show later.
+// Each returns null, or the sentence that says what is wrong, which stands until the thread's next call. Kernels' faults show
+// later.
 template <typename Call>
 struct Operation {
     // What Place::scratch_bytes must be at least; the scratch lies on 256 bytes.

@@ -175,8 +175,23 @@ def repack(format: str, rows: int, cols: int, data: Array, image: bytes | None =
     return card.stream.read(packed)
 
 
+def planned(
+    operation: str, arrays: dict[str, Array], out: int, call: dict[str, Any], image: bytes | None = None
+) -> list[str]:
+    """A call's plan, with kernels of an image.  out: bytes of the result.  -> the kernels"""
+    card = Card(image)
+    kept = {name: card.upload(array) for name, array in arrays.items()} | {"out": cuda.Buffer(card.device, out)}
+    call = call | {name: buffer.address for name, buffer in kept.items()}
+    if "mask" in call:
+        call["mask"] = _core.Mask(*call["mask"])
+    scratch = cuda.Buffer(card.device, getattr(cuda.calls, f"{operation}_scratch_bytes")(**call))
+    plan: cuda.Plan = getattr(cuda.calls, f"{operation}_plan")(device=card.device, scratch=scratch.address, **call)
+    card.run(plan, captured=False)
+    return plan.kernels
+
+
 def wrong(operation: str, scratch: tuple[int, int] | None = None, **changes: Any) -> str:
-    """The sentence that refuses a call, one of whose arguments is wrong.  scratch: its address and bytes, of enough else"""
+    """The sentence that refuses a call, one of whose arguments is wrong.  scratch: its address and bytes"""
     device = cuda.Device()
     big = cuda.Buffer(device, 1 << 20).address
     causal = _core.Mask("global", 0)

@@ -1,4 +1,4 @@
-"""The torch operators' CUDA side, through the table that they call, on raw addresses in a foreign stream: against float64."""
+"""The torch operators' CUDA side, through the table that they call, on raw addresses: against float64."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_attention(
 
 
 def test_repack(card: Remote) -> None:
-    """A file's bytes, packed on the card, are to the bit what the host packs: across the 128 blocks of a block of threads."""
+    """A file's bytes, packed on the card, are to the bit what the host packs: across what a block of threads takes."""
     for format, (block, size, _) in _core.formats.items():
         for rows, blocks in ((1, 1), (3, 5), (7, 37)):
             cols = blocks * block

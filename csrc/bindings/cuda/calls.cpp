@@ -28,7 +28,8 @@ Scoring scoring_from(const std::string& name) {
     return name == "softmax" ? Scoring::softmax : Scoring::sigmoid;
 }
 
-// name(*, device, stream, scratch, scratch_bytes, ...) and name_scratch_bytes(*, device, ...): through the table, as _ops does
+// name(*, device, stream, scratch, scratch_bytes, ...) and name_scratch_bytes(*, device, ...): through the table, as _ops does.
+// name_plan(*, device, scratch, ...): what the first would launch.
 template <typename Call, typename Make>
 void bind(py::module_& m, const std::string& name, calls::Operation<Call> operation, Make make) {
     const auto check = [](const char* error) {
@@ -43,15 +44,21 @@ void bind(py::module_& m, const std::string& name, calls::Operation<Call> operat
             check(operation.run(&place, &call));
         },
         py::kw_only(), py::arg("device") = 0, py::arg("stream"), py::arg("scratch"), py::arg("scratch_bytes"));
+    m.def((name + "_scratch_bytes").c_str(),
+          [=](int device, const py::kwargs& values) {
+              const Call call = make(values);
+              uint64_t bytes = 0;
+              check(operation.scratch_bytes(device, &call, &bytes));
+              return bytes;
+          },
+          py::kw_only(), py::arg("device") = 0);
     m.def(
-        (name + "_scratch_bytes").c_str(),
-        [=](int device, const py::kwargs& values) {
-            const Call call = make(values);
-            uint64_t bytes = 0;
-            check(operation.scratch_bytes(device, &call, &bytes));
-            return bytes;
+        (name + "_plan").c_str(),
+        [=](const std::shared_ptr<Device>& device, uint64_t scratch, const py::kwargs& values) {
+            calls::Scratch at(Address{scratch});
+            return calls::plan_of(make(values), device->card(), at);
         },
-        py::kw_only(), py::arg("device") = 0);
+        py::kw_only(), py::arg("device"), py::arg("scratch"));
 }
 
 int64_t number(const py::kwargs& values, const char* name) { return values[name].cast<int64_t>(); }
@@ -79,7 +86,7 @@ void bind_cuda_calls(py::module_& m) {
           py::arg("packed"));
     py::module_ part = m.def_submodule("calls", "Operations on raw addresses, in a stream of the caller's.");
     bind(part, "rms_norm", table.rms_norm, [](const py::kwargs& v) -> calls::RmsNorm {
-        return {type(v),          type(v, "weight_type"), number(v, "rows"),    number(v, "n"), v["eps"].cast<float>(),
+        return {type(v),         type(v, "weight_type"), number(v, "rows"), number(v, "n"), v["eps"].cast<float>(),
                 address(v, "x"), address(v, "weight"),   address(v, "out")};
     });
     bind(part, "rope", table.rope, [](const py::kwargs& v) -> calls::Rope {
@@ -110,8 +117,14 @@ void bind_cuda_calls(py::module_& m) {
                 address(v, "out")};
     });
     bind(part, "linear", table.linear, [](const py::kwargs& v) -> calls::Linear {
-        return {type(v),           format_from_name(text(v, "format")), number(v, "rows"),   number(v, "cols"),
-                number(v, "outputs"), address(v, "x"),                     address(v, "weight"), address(v, "out")};
+        return {type(v),
+                format_from_name(text(v, "format")),
+                number(v, "rows"),
+                number(v, "cols"),
+                number(v, "outputs"),
+                address(v, "x"),
+                address(v, "weight"),
+                address(v, "out")};
     });
     bind(part, "moe_route", table.moe_route, [](const py::kwargs& v) -> calls::MoeRoute {
         return {type(v),
@@ -137,14 +150,8 @@ void bind_cuda_calls(py::module_& m) {
                 address(v, "source")};
     });
     bind(part, "moe_combine", table.moe_combine, [](const py::kwargs& v) -> calls::MoeCombine {
-        return {type(v),
-                number(v, "rows"),
-                number(v, "top_k"),
-                number(v, "hidden"),
-                address(v, "y"),
-                address(v, "source"),
-                address(v, "scores"),
-                address(v, "out")};
+        return {type(v),         number(v, "rows"),    number(v, "top_k"),   number(v, "hidden"),
+                address(v, "y"), address(v, "source"), address(v, "scores"), address(v, "out")};
     });
 }
 

@@ -39,7 +39,10 @@ Launch lay_out_rows(const Attention& call, Pointer x, int64_t cols, Address qkv,
             {blocks(kName, call.rows * cols / each, kCallThreads), 1, 1},
             {kCallThreads, 1, 1},
             0,
-            {{"x", Address{x}}, {"y", Address{qkv.value + 4 * static_cast<uint64_t>(column)}}, {"rows", call.rows}, {"cols", cols},
+            {{"x", Address{x}},
+             {"y", Address{qkv.value + 4 * static_cast<uint64_t>(column)}},
+             {"rows", call.rows},
+             {"cols", cols},
              {"stride", stride}},
             true};
 }
@@ -74,7 +77,8 @@ Plan build(const Attention& call, const Card& card, Scratch& scratch) {
     const Address out = narrow ? scratch.take(4 * call.rows * width) : Address{call.out};
     const int splits = splits_for(call, keys, card);
     const int most = static_cast<int>(std::min<int64_t>(call.rows, kDecodeRows));
-    const int64_t partial_bytes = static_cast<int64_t>(attention_scratch_bytes(most, call.heads, call.head_dim, splits) + 15) / 16 * 16;
+    const int64_t partial_bytes =
+        static_cast<int64_t>(attention_scratch_bytes(most, call.heads, call.head_dim, splits) + 15) / 16 * 16;
     const Address partials = scratch.take(partial_bytes);
 
     Plan plan;

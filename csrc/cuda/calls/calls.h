@@ -33,6 +33,15 @@ Plan build(const MoeRoute& call, const Card& card, Scratch& scratch);
 Plan build(const MoeDispatch& call, const Card& card, Scratch& scratch);
 Plan build(const MoeCombine& call, const Card& card, Scratch& scratch);
 
+// A kernel may fetch weights before the one ahead of it has ended, for in a program nobody writes them. Here that one may have: it
+// packed them, or it is another library's. So no launch starts early.
+template <typename Call>
+Plan plan_of(const Call& call, const Card& card, Scratch& scratch) {
+    Plan plan = build(call, card, scratch);
+    for (Launch& launch : plan.launches) launch.programmatic = false;
+    return plan;
+}
+
 // The bytes of a checkpoint's matrix into the layout of a program's weights.
 struct RepackCall {
     Address source;  // [rows][row_bytes(format, cols)], on 16 bytes

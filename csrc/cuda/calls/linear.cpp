@@ -61,13 +61,14 @@ Plan repack(const RepackCall& call) {
     const char* kernel = repack_kernel(call.format);
     if (info(call.format).block == 1) {
         const int64_t pieces = plane_rows(call.format, call.cols).quants / 16;
-        return {{{kernel,
-                  {blocks(name, call.rows * pieces, kRepackFloatThreads), 1, 1},
-                  {kRepackFloatThreads, 1, 1},
-                  0,
-                  {{"source", call.source}, {"packed", call.packed}, {"rows", call.rows}, {"cols", call.cols}, {"pieces", pieces}},
-                  true}},
-                {}};
+        return {
+            {{kernel,
+              {blocks(name, call.rows * pieces, kRepackFloatThreads), 1, 1},
+              {kRepackFloatThreads, 1, 1},
+              0,
+              {{"source", call.source}, {"packed", call.packed}, {"rows", call.rows}, {"cols", call.cols}, {"pieces", pieces}},
+              true}},
+            {}};
     }
     const int64_t count = call.rows * (call.cols / kBlock);
     return {{{kernel,

@@ -57,7 +57,7 @@ template <typename Call>
 const char* scratch_bytes(int32_t device, const Call* call, uint64_t* bytes) {
     return told([=] {
         Scratch scratch(kNowhere);
-        build(*call, loaded(device).device->card(), scratch);
+        plan_of(*call, loaded(device).device->card(), scratch);
         *bytes = scratch.used();
     });
 }
@@ -67,13 +67,10 @@ const char* run(const Place* place, const Call* call) {
     return told([=] {
         const Loaded& on = loaded(place->device);
         Scratch scratch({place->scratch});
-        Plan plan = build(*call, on.device->card(), scratch);
+        Plan plan = plan_of(*call, on.device->card(), scratch);
         if (scratch.used() > 0) require_address("a call", "scratch", {place->scratch}, 256);
-        require(place->scratch_bytes >= scratch.used(), "a call", "scratch", "of " + std::to_string(place->scratch_bytes) + " bytes",
-                std::to_string(scratch.used()) + " or more");
-        // A kernel may fetch weights before the one ahead of it has ended, for in a program nobody writes them. Here that one may
-        // have: it packed them, or it is another library's.
-        for (Launch& launch : plan.launches) launch.programmatic = false;
+        require(place->scratch_bytes >= scratch.used(), "a call", "scratch",
+                "of " + std::to_string(place->scratch_bytes) + " bytes", std::to_string(scratch.used()) + " or more");
         Stream(on.device, static_cast<CUstream>(place->stream)).run(Executable(on.module, std::move(plan)));
     });
 }

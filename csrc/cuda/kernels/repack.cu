@@ -18,7 +18,8 @@ __device__ __forceinline__ PlanesOut planes_of(uint8_t* packed, int64_t high, in
     return {packed, packed + high, packed + scales, packed + supers};
 }
 
-// A file's blocks have kUnit bytes and kBlocksAUnit times 32 weights. -> the one that the thread's 32 weights lie in, in shared memory
+// A file's blocks have kUnit bytes and kBlocksAUnit times 32 weights. -> the one that the thread's 32 weights lie in, in shared
+// memory
 template <int kUnit, int kBlocksAUnit>
 __device__ __forceinline__ const uint8_t* stage(const uint8_t* source, int64_t blocks) {
     constexpr int kBytes = kRepackBlocks / kBlocksAUnit * kUnit;
@@ -162,12 +163,12 @@ __device__ __forceinline__ void floats(const Bits* source, Bits* packed, int64_t
 
 // source: `blocks` blocks of 32 weights as a file has them, on 16 bytes -> packed, whose planes begin at the offsets given
 // PRECOND: grid (ceil(blocks / kRepackBlocks)), block (kRepackBlocks); q4_K, q5_K, q6_K: blocks a multiple of 8
-#define LLAMA_EXT_REPACK(name, body)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(kRepackBlocks)                                                                   \
-        repack_##name(const uint8_t* source, uint8_t* packed, int64_t high, int64_t scales, int64_t supers, int64_t blocks) {     \
-        let_successor_start();                                                                                                    \
-        wait_for_predecessor();                                                                                                   \
-        body(source, planes_of(packed, high, scales, supers), blocks);                                                            \
+#define LLAMA_EXT_REPACK(name, body)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(kRepackBlocks)                                                               \
+        repack_##name(const uint8_t* source, uint8_t* packed, int64_t high, int64_t scales, int64_t supers, int64_t blocks) { \
+        let_successor_start();                                                                                                \
+        wait_for_predecessor();                                                                                               \
+        body(source, planes_of(packed, high, scales, supers), blocks);                                                        \
     }
 LLAMA_EXT_REPACK(q8_0, bytes<2>)
 LLAMA_EXT_REPACK(mxfp8, bytes<1>)

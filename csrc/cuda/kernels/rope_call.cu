@@ -1,5 +1,5 @@
-// Rotary embedding as the torch operator has it: positions a row, pairs in either order, float32 or bfloat16. (A program's rope.cu
-// turns neighbours in place, by a step's table.)
+// Rotary embedding as the torch operator has it: positions a row, pairs in either order, float32 or bfloat16. (A program's
+// rope.cu turns neighbours in place, by a step's table.)
 #include "cuda/kernels/device.cuh"
 #include "cuda/kernels/rope_call.h"
 
@@ -12,8 +12,8 @@ __device__ __forceinline__ float wide(__nv_bfloat16 value) { return __bfloat162f
 __device__ __forceinline__ void put(float* to, float value) { *to = value; }
 __device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 
-// {cosine, sine}, from float64 rounded once. The angle is taken to half turns, with the product's own error and 1 / pi's beside it,
-// and whole turns are dropped, which is exact: good for any angle, where sincos() would need local memory for large ones.
+// {cosine, sine}, from float64 rounded once. The angle is taken to half turns, with the product's own error and 1 / pi's beside
+// it, and whole turns are dropped, which is exact: good for any angle, where sincos() would need local memory for large ones.
 __device__ __forceinline__ float2 turned_by(double angle) {
     constexpr double kInvPi = 0.31830988618379069, kInvPiRest = -1.9678676675182486e-17;
     const double half_turns = angle * kInvPi, rest = fma(angle, kInvPi, -half_turns) + angle * kInvPiRest;
