@@ -10,7 +10,7 @@ made); results always are, and never share memory with an input. There are fake 
 On a CPU they run on PyTorch's threads (`torch.set_num_threads`), whose number changes no bit.
 
 On CUDA a call puts its launches into PyTorch's current stream of the device and returns: it waits for nothing and takes
-what memory it needs from PyTorch, so that it can be captured in a graph (after one call outside, which loads the
+what memory it needs from PyTorch, so that it can be captured in a graph (after the same call outside, which loads its
 kernels). Nothing looks at values there: `moe_dispatch` and `moe_combine` say what becomes of a wrong index. bfloat16 is
 widened in memory first. It needs a build with CUDA (`llama_ext._core.cuda.about`) and a PyTorch with CUDA. The kernels,
 and the calls that launch them, are tested on raw addresses on the project's virtual GPU; that PyTorch dispatches CUDA

@@ -19,6 +19,13 @@ TYPES = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}
 """What an array holds: float32, or the bits of bfloat16."""
 
 
+OUTPUTS = {
+    "moe_route": ("chosen", "scores"),
+    "moe_dispatch": ("gathered", "offsets", "source"),
+}
+"""Arguments that a call writes, where they are not `out` alone."""
+
+
 class Foreign:
     """A stream that the driver made and not we, as torch's are."""
 
@@ -32,6 +39,7 @@ class Foreign:
         self.library.cuCtxPopCurrent_v2(ctypes.byref(self.context))
         self.stream = cuda.Stream(self.card.device, foreign=self.handle.value)
         self.kept: list[cuda.Buffer] = []
+        self.outputs: list[cuda.Buffer] = []
 
     def up(self, array: Array | None) -> int | None:
         """The address of a copy, exactly as large."""
@@ -43,6 +51,7 @@ class Foreign:
     def out(self, shape: tuple[int, ...], dtype: Any) -> tuple[int, Callable[[], Array]]:
         """An address of bytes 0xff, and what reads them."""
         buffer = cuda.Buffer(self.card.device, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self.outputs.append(buffer)
         self.card.stream.fill(buffer, 0xFF)
         self.card.stream.synchronize()
         return buffer.address, lambda: self.stream.read(buffer).view(dtype).reshape(shape)
@@ -54,18 +63,21 @@ class Foreign:
             self.card.stream.fill(scratch, 0xFF)
             self.card.stream.synchronize()
 
+        written = [call[argument] for argument in OUTPUTS.get(name, ("out",))]
+
         def work() -> None:
             address = scratch.address if scratch else 0
             getattr(cuda.calls, name)(stream=self.handle.value, scratch=address, scratch_bytes=needed, **call)
 
-        if captured:
+        work()
+        self.stream.synchronize()
+        if captured:  # what was run once: the driver loads no kernels meanwhile
             graph = self.stream.capture(work)
+            for buffer in (*([scratch] if scratch else []), *(o for o in self.outputs if o.address in written)):
+                self.stream.fill(buffer, 0xFF)
             for _ in range(2):
                 self.stream.run(graph)
-        else:
-            work()
-        self.stream.synchronize()
-        assert self.library.cuStreamSynchronize(self.handle) == 0
+            self.stream.synchronize()
 
     def close(self) -> None:
         del self.stream

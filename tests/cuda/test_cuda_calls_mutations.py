@@ -1,4 +1,4 @@
-"""Kernels of the operators with exactly one barrier or bound taken out: the virtual GPU reports each, at a line of it."""
+"""The operators' kernels with exactly one barrier or bound taken out: the virtual GPU reports each, at a line of it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ def attention(type: str) -> Run:
     return planned("attention", {"q": x, "k": x, "v": x}, x.nbytes, **call)
 
 
+NO_MORE = "    if (block >= blocks) return;\n"
+
 BARRIERS = [Mutation("staged", "repack.cu", "    __syncthreads();\n", "", repack("Q6_K", 3, 256, 210))]
 BOUNDS = [
-    Mutation("bytes", "repack.cu", "    if (block >= blocks) return;\n", "", repack("Q8_0", 5, 32, 34), places=4),
-    Mutation("nibbles", "repack.cu", "    if (block >= blocks) return;\n", "", repack("Q5_1", 5, 32, 24), which=1, places=4),
-    Mutation("k", "repack.cu", "    if (block >= blocks) return;\n", "", repack("Q4_K", 5, 256, 144), which=2, places=4),
-    Mutation("q6_k", "repack.cu", "    if (block >= blocks) return;\n", "", repack("Q6_K", 5, 256, 210), which=3, places=4),
+    Mutation("bytes", "repack.cu", NO_MORE, "", repack("Q8_0", 5, 32, 34), places=4),
+    Mutation("nibbles", "repack.cu", NO_MORE, "", repack("Q5_1", 5, 32, 24), which=1, places=4),
+    Mutation("k", "repack.cu", NO_MORE, "", repack("Q4_K", 5, 256, 144), which=2, places=4),
+    Mutation("q6_k", "repack.cu", NO_MORE, "", repack("Q6_K", 5, 256, 210), which=3, places=4),
     Mutation("source_end", "repack.cu", "if (first + at + 16 <= all)", "if (true)", repack("Q4_0", 5, 32, 18)),
     Mutation("float_pieces", "repack.cu", "    if (at >= rows * pieces) return;\n", "", repack("F32", 3, 5, 20)),
     Mutation("float_tail", "repack.cu", "col + i < cols ?", "true ?", repack("F16", 3, 5, 10)),

@@ -1,10 +1,13 @@
 #include "cuda/rms_norm.h"
 
 #include "cuda/calls/calls.h"
+#include "cuda/check.h"
 
 namespace llama_ext::cuda::calls {
 
 Plan build(const RmsNorm& call, const Card&, Scratch& scratch) {
+    require_range("rms_norm", "rows", call.rows, 1, INT32_MAX);
+    require_range("rms_norm", "n", call.n, 1, INT32_MAX);
     const int64_t values = product_of("rms_norm", "x", {call.rows, call.n});
     Plan plan;
     RmsNormCall norm{{call.x}, {call.weight}, {call.out}, call.rows, call.n, call.eps};

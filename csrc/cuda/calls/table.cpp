@@ -66,7 +66,7 @@ template <typename Call>
 const char* run(const Place* place, const Call* call) {
     return told([=] {
         const Loaded& on = loaded(place->device);
-        Scratch scratch({place->scratch});
+        Scratch scratch(place->scratch ? Address{place->scratch} : kNowhere);
         Plan plan = plan_of(*call, on.device->card(), scratch);
         if (scratch.used() > 0) require_address("a call", "scratch", {place->scratch}, 256);
         require(place->scratch_bytes >= scratch.used(), "a call", "scratch",
