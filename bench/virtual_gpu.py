@@ -45,11 +45,14 @@ def main() -> int:
     random = np.random.default_rng(1)
     weight = (random.standard_normal((options.size, options.size), np.float32).view(np.uint32) >> 16).astype(np.uint16)
     x = random.standard_normal(options.size, np.float32)
+    shape = {"format": "BF16", "rows": options.size, "cols": options.size}
+    packed = cuda.pack(data=weight.view(np.uint8), **shape)
+    step = np.array([0, 0, 1], np.int64)  # of one row
     buffers = {}
-    for name, array in {"weight": weight, "x": x, "y": np.zeros(options.size, np.float32)}.items():
+    for name, array in {"weight": packed, "x": x, "y": np.zeros(options.size, np.float32), "step": step}.items():
         buffers[name] = cuda.Buffer(device, array.nbytes)
         stream.write(buffers[name], array)
-    work = cuda.Executable(cuda.Module(device), cuda.product(**buffers, rows=options.size, cols=options.size))
+    work = cuda.Executable(cuda.Module(device), cuda.product(**buffers, **shape, max_rows=1))
     stream.run(work)
     stream.synchronize()
     library = ctypes.CDLL(path)

@@ -421,6 +421,13 @@ class cuda:
     class Plan:
         """What shall run, as data: `str` lists the launches, `+` puts one plan behind another."""
 
+        @property
+        def labels(self) -> list[str]:
+            """Of each launch the instruction that it is part of, such as "layers.3.qkv"; "" where there is none."""
+
+        def repeated(self, launch: int, times: int) -> cuda.Plan:
+            """One launch, so many times."""
+
         def __add__(self, other: cuda.Plan) -> cuda.Plan: ...
         @property
         def kernels(self) -> list[str]: ...
@@ -557,7 +564,7 @@ class cuda:
         gathered: bool = False,
         scaled: bool = False,
     ) -> cuda.Plan:
-        """weight: packed [rows, cols], or None with experts, the addresses of theirs. y_stride: the results of a row if not given.
+        """weight: packed [rows, cols], or None with experts, the addresses of theirs.
 
         groups: "count", "expert", "first", "row", "score" and the number "max_groups" (csrc/cuda/product.h).
         """
@@ -586,3 +593,106 @@ class cuda:
 
     @staticmethod
     def attention_scratch_bytes(*, max_rows: int, heads: int, head_dim: int, splits: int) -> int: ...
+    def attention_scratch_bytes(*, heads: int, head_dim: int, splits: int) -> int: ...
+    @staticmethod
+    def route(
+        *,
+        router: cuda.Buffer,
+        format: str,
+        experts: int,
+        hidden: int,
+        step: cuda.Buffer,
+        max_rows: int,
+        x: cuda.Buffer,
+        norm: cuda.Buffer,
+        eps: float,
+        top_k: int,
+        scoring: str,
+        shared: bool,
+        n: cuda.Buffer,
+        logits: cuda.Buffer,
+        count: cuda.Buffer,
+        expert: cuda.Buffer,
+        first: cuda.Buffer,
+        row: cuda.Buffer,
+        score: cuda.Buffer,
+        max_groups: int,
+        entry: cuda.Buffer,
+        scratch: cuda.Buffer,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def route_groups(*, max_rows: int, top_k: int, experts: int, shared: bool) -> int: ...
+    @staticmethod
+    def route_scratch_bytes(*, max_rows: int, experts: int) -> int: ...
+    @staticmethod
+    def combine(
+        *,
+        y: cuda.Buffer,
+        entry: cuda.Buffer,
+        step: cuda.Buffer,
+        x: cuda.Buffer,
+        max_rows: int,
+        passes: int,
+        hidden: int,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def fetch(
+        *,
+        count: cuda.Buffer,
+        expert: cuda.Buffer,
+        max_groups: int,
+        experts: cuda.Buffer,
+        home: cuda.Buffer,
+        cards: cuda.Buffer,
+        layer: int,
+        layers: int,
+        expert_count: int,
+        slots: int,
+        pool: cuda.Buffer,
+        slot_bytes: int,
+        bytes: int,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def fetch_state(*, slots: int, layers: int) -> bytes: ...
+    @staticmethod
+    def fetch_facts(state: bytes) -> dict[str, int]: ...
+    @staticmethod
+    def moe_route(
+        *,
+        type: str,
+        rows: int,
+        experts: int,
+        top_k: int,
+        scoring: str,
+        logits: cuda.Buffer,
+        chosen: cuda.Buffer,
+        scores: cuda.Buffer,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def moe_dispatch(
+        *,
+        type: str,
+        rows: int,
+        top_k: int,
+        hidden: int,
+        num_experts: int,
+        x: cuda.Buffer,
+        experts: cuda.Buffer,
+        scores: cuda.Buffer | None,
+        gathered: cuda.Buffer,
+        offsets: cuda.Buffer,
+        source: cuda.Buffer,
+    ) -> cuda.Plan: ...
+    @staticmethod
+    def moe_combine(
+        *,
+        type: str,
+        rows: int,
+        top_k: int,
+        hidden: int,
+        y: cuda.Buffer,
+        source: cuda.Buffer,
+        scores: cuda.Buffer | None,
+        place: cuda.Buffer,
+        out: cuda.Buffer,
+    ) -> cuda.Plan: ...

@@ -19,11 +19,16 @@ void bind_cuda(py::module_& m) {
     bind_cuda_device(part);
     bind_cuda_pack(part);
     bind_cuda_rms_norm(part);
+    bind_cuda_rope(part);
     bind_cuda_product(part);
     bind_cuda_attention(part);
     bind_cuda_route(part);
     bind_cuda_moe(part);
     bind_cuda_calls(part);
+    bind_cuda_embed(part);
+    bind_cuda_sample(part);
+    bind_cuda_executor(part);
+    bind_cuda_attention_prefill(part);
 #else
     part.attr("built") = false;
 #endif

@@ -82,7 +82,7 @@ Plan attention(const AttentionCall& call, const Card&) {
                   (own_kernel ? std::to_string(call.head_dim) : "any") + "_" + std::to_string(heads_a_warp(group)),
               {static_cast<uint32_t>(call.splits), static_cast<uint32_t>(call.kv_heads), static_cast<uint32_t>(call.max_rows)},
               {32 * warps, 1, 1},
-              static_cast<uint32_t>(decode_shared_bytes(group, call.head_dim, stages_bytes, call.splits)),
+              static_cast<uint32_t>(decode_shared_bytes(group, call.head_dim, stages_bytes)),
               {{"qkv", call.qkv},
                {"step", call.step},
                {"cache", call.cache},

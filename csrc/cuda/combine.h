@@ -11,7 +11,7 @@ struct CombineCall {
     Address y;      // float32 [max_rows * passes, hidden]
     Address entry;  // int32 [max_rows, passes]
     Address step;
-    Address x;      // float32 [max_rows, hidden]
+    Address x;  // float32 [max_rows, hidden]
     int max_rows, passes;
     int64_t hidden;
 };

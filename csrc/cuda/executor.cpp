@@ -8,7 +8,7 @@
 #include <string>
 
 #include "cuda/check.h"
-#include "cuda/route.h"
+#include "cuda/fetch.h"
 
 namespace llama_ext::cuda {
 namespace {

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "cuda/attention.h"
+#include "cuda/combine.h"
 #include "cuda/embed.h"
+#include "cuda/fetch.h"
 #include "cuda/kernels/step.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope.h"
@@ -257,7 +259,6 @@ public:
         if (set_.home.value) {
             FetchCall fetched{};
             fetched.groups = call.groups;
-            fetched.step = places_.step;
             fetched.experts = set_.table;
             fetched.home = set_.home;
             fetched.cards = pool_.state;
@@ -267,6 +268,7 @@ public:
             fetched.slots = pool_.slot_count;
             fetched.pool = pool_.slots;
             fetched.slot_bytes = pool_.slot_bytes;
+            fetched.bytes = set_.bytes;
             add(fetch(fetched, card_), plan);
         }
     }
@@ -377,7 +379,7 @@ public:
     LoweredSample(const Instruction& instruction, const Lowering& at) : Base(at, instruction), vocab_(at.program.vocab) {}
 
     void emit(const Form&, Plan* plan) const override {
-        add(sample({places_.logits, vocab_, places_.step, places_.draw, places_.sample_scratch, places_.id}, card_), plan);
+        add(sample({places_.logits, vocab_, places_.step, places_.draw, places_.sample_scratch, places_.id}), plan);
     }
 
 private:
@@ -446,6 +448,7 @@ Widths widths(const Program& program, int max_rows, int splits) {
 }
 
 bool serves_tiles(const Program& program) {
+    return false;
     for (const Instruction& instruction : program.code) {
         if (std::holds_alternative<Embed>(instruction) || std::holds_alternative<Route>(instruction) ||
             std::holds_alternative<Head>(instruction))

@@ -21,8 +21,8 @@ struct MoeRouteCall {
 };
 Plan moe_route(const MoeRouteCall& call);
 
-// Two launches. Experts must be 0 to num_experts - 1: one that is not has no place in what comes out, where some of it is then not
-// written. Nothing out of bounds is touched.
+// Two launches. Experts must be 0 to num_experts - 1: one that is not has no place in what comes out, where some of it is then
+// not written. Nothing out of bounds is touched.
 struct MoeDispatchCall {
     Format type;
     int64_t rows, top_k, hidden, num_experts;

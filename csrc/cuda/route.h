@@ -26,12 +26,12 @@ struct RouteCall {
     float eps;
     int top_k;
     Scoring scoring;
-    bool shared;     // there is a shared expert: each row has one more entry
-    Address n;       // float32 [max_rows, hidden], written
-    Address logits;  // float32 [max_rows, experts], written
-    Groups groups;   // written; max_groups >= route_groups(...)
-    Address entry;   // int32 [max_rows, top_k + shared], written: a row's entries, in the order in which they are added up
-    Address scratch; // route_scratch_bytes(), zeroed once, when it is made
+    bool shared;      // there is a shared expert: each row has one more entry
+    Address n;        // float32 [max_rows, hidden], written
+    Address logits;   // float32 [max_rows, experts], written
+    Groups groups;    // written; max_groups >= route_groups(...)
+    Address entry;    // int32 [max_rows, top_k + shared], written: a row's entries, in the order in which they are added up
+    Address scratch;  // route_scratch_bytes(), zeroed once, when it is made
 };
 
 int route_groups(int max_rows, int top_k, int experts, bool shared);  // min(max_rows * top_k, experts) + shared

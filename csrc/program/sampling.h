@@ -98,9 +98,15 @@ inline SamplingConstants prepare(const SamplingParams& p) {
 }
 
 // One float32 operation, rounded to nearest, never fused with its neighbour.
+#ifdef __CUDA_ARCH__
+__device__ inline float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float add_rn(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+#else
 LLAMA_EXT_HD inline float mul_rn(float a, float b) { return a * b; }
 LLAMA_EXT_HD inline float add_rn(float a, float b) { return a + b; }
 LLAMA_EXT_HD inline float div_rn(float a, float b) { return a / b; }
+#endif
 
 LLAMA_EXT_HD inline float penalise(float logit, float penalty) {
     return logit > 0.0f ? div_rn(logit, penalty) : mul_rn(logit, penalty);

@@ -27,10 +27,11 @@ def fetch(
     captured: bool = False,
     image: bytes | None = None,
 ) -> list[dict[str, Any]]:
-    """steps: (layer, the experts that are chosen, ascending; the index `experts` is the shared one).  sizes: of a layer's experts.
+    """steps: (layer, the experts that are chosen, ascending; the index `experts` is the shared one).
+    sizes: of the experts of each layer.
 
-    -> after each step: `slots`, of each layer and expert its slot or -1 where it is at home; `right`, whether the bytes that the
-    layer's table points at are those of its chosen experts; `facts`.
+    -> after each step: `slots`, of each layer and expert its slot or -1 where it is at home; `right`, whether the bytes
+    that the layer's table points at are those of its chosen experts; `facts`.
     """
     card = Card(image)
     homes, tables, plans = [], [], []

@@ -131,3 +131,19 @@ def sentence(case: str, image: bytes | None = None) -> list[str]:
         attempt(card.stream.synchronize)
         attempt(cuda.Buffer, card.device, 64)
     return said
+
+
+def repeated(x: Floats) -> tuple[Floats, list[str], list[str], str]:
+    """The second launch of a plan, three times: y, the kernels, their labels, and what is refused."""
+    card = Card()
+    y = card.upload(x)
+    plan = cuda.rms_norm(x=y, weight=None, y=y, rows=1, n=x.size, eps=0.0)
+    plan += cuda.rms_norm(x=y, weight=card.upload(np.full_like(x, 2)), y=y, rows=1, n=x.size, eps=0.0)
+    three = plan.repeated(1, 3)
+    card.run(three, captured=True)
+    refused = ""
+    try:
+        plan.repeated(2, 1)
+    except ValueError as error:
+        refused = str(error)
+    return card.floats(y), three.kernels, three.labels, refused

@@ -11,7 +11,8 @@ from cuda_worker import Array, Card, cuda
 def step_of(rows: int, logit_rows: int = 0, position: int = 0) -> Array:
     """struct Step of csrc/cuda/kernels/step.h"""
     return np.array(
-        [(position, 0, rows, logit_rows)], np.dtype([("position", "<i8"), ("start", "<i8"), ("rows", "<i4"), ("logit", "<i4")])
+        [(position, 0, rows, logit_rows)],
+        np.dtype([("position", "<i8"), ("start", "<i8"), ("rows", "<i4"), ("logit", "<i4")]),
     )
 
 
@@ -84,7 +85,15 @@ def kernels_of(max_rows: int, **arguments: Any) -> str:
     """A plan, printed."""
     device = cuda.Device()
     buffer = cuda.Buffer(device, 1 << 22)
-    call = {"weight": buffer, "format": "Q4_0", "rows": 64, "cols": 64, "step": buffer, "x": buffer, "y": buffer} | arguments
+    call = {
+        "weight": buffer,
+        "format": "Q4_0",
+        "rows": 64,
+        "cols": 64,
+        "step": buffer,
+        "x": buffer,
+        "y": buffer,
+    } | arguments
     return str(cuda.product(max_rows=max_rows, **call))
 
 

@@ -103,9 +103,16 @@ def route(
 
 
 def combine(
-    y: Array, entry: Array, x: Array, rows: int, passes: int, offset: int = 0, captured: bool = False, image: bytes | None = None
+    y: Array,
+    entry: Array,
+    x: Array,
+    rows: int,
+    passes: int,
+    offset: int = 0,
+    captured: bool = False,
+    image: bytes | None = None,
 ) -> Array:
-    """y [max_rows * passes, hidden], entry [max_rows, passes], x [max_rows, hidden]; offset: of x in its buffer, in floats"""
+    """y [max_rows * passes, hidden], entry [max_rows, passes], x [max_rows, hidden]; offset: of x, in floats"""
     card = Card(image)
     stream = card.upload(np.concatenate([np.zeros(offset, np.float32), x.reshape(-1)]))
     plan = cuda.combine(
@@ -184,9 +191,25 @@ def wrong_route(**changes: Any) -> str:
     """The sentence that refuses a router, one of whose arguments is wrong."""
     device = cuda.Device()
     big = cuda.Buffer(device, 1 << 20)
-    names = ("router", "step", "x", "norm", "n", "logits", "count", "expert", "first", "row", "score", "entry", "scratch")
+    names = (
+        "router",
+        "step",
+        "x",
+        "norm",
+        "n",
+        "logits",
+        "count",
+        "expert",
+        "first",
+        "row",
+        "score",
+        "entry",
+        "scratch",
+    )
     call: dict[str, Any] = {name: big for name in names}
-    call.update(format="F32", experts=8, hidden=64, max_rows=2, eps=1e-5, top_k=2, scoring="softmax", shared=True, max_groups=5)
+    call.update(
+        format="F32", experts=8, hidden=64, max_rows=2, eps=1e-5, top_k=2, scoring="softmax", shared=True, max_groups=5
+    )
     call.update(changes)
     for name, value in call.items():
         if isinstance(value, int) and name in names:

@@ -1,4 +1,8 @@
-"""Cards of the virtual GPU, each in a process of its own, and the compiler for tests that compile kernels."""
+"""Cards of the virtual GPU, each in a process of its own, and the compiler for tests that compile kernels.
+
+LLAMA_EXT_TEST_CUDA=real takes a driver (the system's, or that of LLAMA_EXT_LIBCUDA) and the first of its devices for
+every card. A driver reports no faults and counts nothing, and its seed is its own: tests of those are skipped.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,16 @@ from cuda_worker import Remote  # noqa: E402
 
 from llama_ext import _core  # noqa: E402
 
+REAL = os.environ.get("LLAMA_EXT_TEST_CUDA") == "real"
+
 
 @pytest.fixture(scope="session")
 def virtual_gpu() -> Path:
     """The libcuda.so.1 of our own."""
     if not _core.cuda.built:
         pytest.skip(f"this build has {_core.cuda.about}")
+    if REAL:
+        pytest.skip("needs the virtual GPU")
     path = Path(os.environ.get("LLAMA_EXT_LIBCUDA") or ROOT / "build" / "virtual_gpu" / "libcuda.so.1")
     if not path.exists():
         pytest.fail(f"{path} is not there: run `make virtual-gpu`")
@@ -33,13 +41,24 @@ def virtual_gpu() -> Path:
 
 
 @pytest.fixture(scope="session")
-def card_of(virtual_gpu: Path) -> Iterator[Callable[[str], Remote]]:
+def libcuda(request: pytest.FixtureRequest) -> Path:
+    """The driver that tests run on."""
+    if not REAL:
+        return Path(request.getfixturevalue("virtual_gpu"))
+    if not _core.cuda.built:
+        pytest.skip(f"this build has {_core.cuda.about}")
+    return Path(os.environ.get("LLAMA_EXT_LIBCUDA") or "libcuda.so.1")
+
+
+@pytest.fixture(scope="session")
+def card_of(libcuda: Path) -> Iterator[Callable[[str], Remote]]:
     """ "sm_80" -> its process, started when it is first asked for."""
     started: dict[str, Remote] = {}
 
     def get(name: str) -> Remote:
+        name = "real" if REAL else name
         if name not in started or started[name].process.poll() is not None:
-            started[name] = Remote(virtual_gpu, name)
+            started[name] = Remote(libcuda, name)
         return started[name]
 
     yield get
@@ -47,7 +66,7 @@ def card_of(virtual_gpu: Path) -> Iterator[Callable[[str], Remote]]:
         remote.close()
 
 
-@pytest.fixture(params=["sm_80", "sm_90"])
+@pytest.fixture(params=["real"] if REAL else ["sm_80", "sm_90"])
 def card(request: pytest.FixtureRequest, card_of: Callable[[str], Remote]) -> Remote:
     """One without and one with programmatic dependent launch."""
     return card_of(request.param)

@@ -30,6 +30,7 @@ class Mutation:
     which: int = 0  # of the places where `old` stands
     places: int = 1
     source: str = ""  # the .cu to compile, where `file` is a header of it
+    reported_in: str = ""  # the file of the fault, where it is another
 
 
 def mutate(mutation: Mutation, folder: Path) -> Path:
@@ -69,6 +70,7 @@ def check_reported(
     faults = card.faults(function, image=compile_kernels(nvcc, folder, mutation.card, source), **arguments)
     assert faults, f"nothing was reported without {mutation.old.strip()!r}"
     first = faults[0]
-    assert first["kind"] in kinds and Path(first["file"]).name == mutation.file, first
-    line = changed.read_text().splitlines()[first["line"] - 1].strip()
+    reported_in = mutation.reported_in or mutation.file
+    assert first["kind"] in kinds and Path(first["file"]).name == reported_in, first
+    line = (folder / "cuda" / "kernels" / reported_in).read_text().splitlines()[first["line"] - 1].strip()
     assert line and not line.startswith(("//", "#", "}")), f"line {first['line']} is no code: {line}"

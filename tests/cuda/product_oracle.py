@@ -72,8 +72,8 @@ def make(format: str, rows: int, cols: int, seed: int) -> Weights:
 def columns(format: str) -> tuple[int, ...]:
     """Across the tails of a unit, a warp's load, the loads under way, and several rounds of those."""
     if format in FLOAT_FORMATS:
-        return (1, 30, 36, 260, 1028, 2090)
-    return (256, 768, 4352) if format.endswith("K") else (32, 96, 544, 1056, 4384)
+        return (1, 30, 36, 260, 1028, 1034)
+    return (256, 768, 4352) if format.endswith("K") else (32, 96, 1056, 2144)
 
 
 def awkward(rows: int, cols: int, seed: int) -> Array:
@@ -134,7 +134,10 @@ def rotate(value: Array, bound: Array, table: Array, rotated: int) -> tuple[Arra
     off = bound[:, :rotated].reshape(of.shape)
     turned = np.stack([of[..., 0] * cosine - of[..., 1] * sine, of[..., 0] * sine + of[..., 1] * cosine], -1)
     size = np.abs(of) + off
-    both = np.abs(cosine) * off[..., 0] + np.abs(sine) * off[..., 1], np.abs(sine) * off[..., 0] + np.abs(cosine) * off[..., 1]
+    both = (
+        np.abs(cosine) * off[..., 0] + np.abs(sine) * off[..., 1],
+        np.abs(sine) * off[..., 0] + np.abs(cosine) * off[..., 1],
+    )
     wide = np.stack(both, -1) + 3 * tolerances.ROUNDING * size.sum(-1, keepdims=True)
     result, result_off = value.copy(), bound.copy()
     result[:, :rotated] = turned.reshape(len(value), -1)

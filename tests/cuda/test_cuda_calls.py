@@ -91,7 +91,7 @@ def test_rope(card: Remote, type: str, interleaved: bool, head_dim: int) -> None
             captured=seed == 1,
         )  # fmt: skip
         value, size = turned(x, positions, frequency, interleaved)
-        close(y, value, tolerances.CUDA_ROPE * size)
+        close(y, value, tolerances.CUDA_ROPE_CALL * size)
 
 
 # --- attention
@@ -107,6 +107,7 @@ def test_rope(card: Remote, type: str, interleaved: bool, head_dim: int) -> None
         (5, 6, 2, 64, 70, 60, ("chunked", 32)),
         (17, 2, 1, 16, 17, 0, ("global", 0)),
         (35, 4, 2, 32, 60, 20, ("chunked", 16)),
+        (18, 2, 1, 64, 90, 70, ("sliding", 21)),
         (16, 2, 2, 8, 30, 5, ("sliding", 1)),
     ],
 )
@@ -129,7 +130,9 @@ def test_attention(
         weights /= weights.sum(-1, keepdims=True)
         size = (np.einsum("hd,khd->hk", np.abs(wide_q), np.abs(wide_k)) * scale).max(-1, keepdims=True)
         magnitude = np.einsum("hk,khd->hd", weights, np.abs(wide_v)) * (1 + size)
-        close(out[row], np.einsum("hk,khd->hd", weights, wide_v), tolerances.CUDA_ATTENTION * magnitude)
+        many = tolerances.CUDA_ATTENTION_PREFILL[type]
+        tolerance = tolerances.CUDA_ATTENTION if rows <= 16 else many
+        close(out[row], np.einsum("hk,khd->hd", weights, wide_v), tolerance * magnitude)
 
 
 # --- linear

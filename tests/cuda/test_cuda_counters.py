@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_oracles import store
+from attention_oracle import Case
+from cuda_oracles import bf16
 from cuda_worker import Remote
 from product_oracle import ALL, Weights, make
 
 HIDDEN, INTERMEDIATE, KV_ROWS = 2048, 8192, 512
-HEADS, KV_HEADS, HEAD_DIM, KEYS = 32, 8, 64, 700
+KV_HEADS, KEYS = 8, 704
 
 Record = dict[str, Any]
 
@@ -69,7 +71,9 @@ def test_product(card: Remote, format: str, rows: int, cols: int) -> None:
     launch = measure(card, weights, x, norm=norm, start=start, epilogue="store" if normed else "add")
     assert launch["kernel"] == f"product_{format.lower()}_1"
     # Every byte of W comes once: quants 16 bytes a lane, 512 with each warp instruction, and the scales.
-    planes = {"BF16": {".v4": 2 * rows * cols}, "Q4_0": {".v4": rows * cols // 2, ".u16": rows * cols // 32 * 2}}[format]
+    planes = {"BF16": {".v4": 2 * rows * cols}, "Q4_0": {".v4": rows * cols // 2, ".u16": rows * cols // 32 * 2}}[
+        format
+    ]
     for opcode, size in planes.items():
         found = accesses(launch, "ld.global.nc", opcode)
         figures = [total(found, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")]
@@ -85,19 +89,17 @@ def test_product(card: Remote, format: str, rows: int, cols: int) -> None:
     blocks, staged = launch["grid"][0], accesses(launch, "ld.global.v4")
     assert {entry["bytes_per_lane"] for entry in staged} == {16}
     assert total(staged, "bytes") == blocks * cols * 4 * (1 + normed)
-    # Beside these there is what each thread reads of the step, and the residual stream.
-    steps = blocks * 256 * 4 * (launch["global_load_bytes"] - sum(planes.values()) - total(staged, "bytes")
-                                - 4 * rows * (not normed)) // (blocks * 256 * 4)  # fmt: skip
-    assert steps in (blocks * 256 * 4, blocks * 256 * 8)
+    # Beside these there are two numbers of the step, which each thread reads, and the residual stream.
+    rest = blocks * 256 * 8 + (0 if normed else 4 * rows)
+    assert launch["global_load_bytes"] == sum(planes.values()) + total(staged, "bytes") + rest
     assert launch["global_store_bytes"] == rows * 4
     unique = sum(planes.values()) // 32 + cols * 4 // 32 * (1 + normed) + (0 if normed else rows * 4 // 32) + 1
     assert launch["global_load_sectors_unique"] == unique
     assert launch["barriers"] == blocks * (1 + normed)
-    # A pair of rows shares what it takes of x from shared memory: per 16 bytes of each as much as they meet, and, of
-    # integers, their scales. 256 bytes of digits and scales were 80 a block of 32.
-    taken = rows // 2 * cols * 4 if format == "BF16" else rows // 2 * cols // 32 * 80
-    of_norm = blocks * 8 * 8 if normed else 0  # the sums of the warps, one load a warp
-    assert launch["shared_load_wavefronts"] in (taken // 128, taken // 128 + of_norm)
+    # A pair of rows shares what it takes of x from shared memory: floats as they are, or digits and scales, 80 bytes a
+    # block of 32. A norm's mean square comes from 8 warps.
+    taken = rows // 2 * (cols * 4 if format == "BF16" else cols // 32 * 80)
+    assert launch["shared_load_wavefronts"] == taken // 128 + (blocks * 8 * 8 if normed else 0)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 16])
@@ -107,7 +109,7 @@ def test_product_of_several_rows(card: Remote, format: str, rows: int) -> None:
     outputs, cols = 264, HIDDEN
     weights, x = make(format, outputs, cols, 1), np.random.default_rng(2).standard_normal((rows, cols), np.float32)
     launch = measure(card, weights, x, epilogue="silu_times_up")
-    quants = [entry for entry in accesses(launch, "ld.global.nc.L1::no_allocate.v4")]
+    quants = accesses(launch, "ld.global.nc.L1::no_allocate.v4")
     size = plane_bytes(format, outputs, cols)
     assert [total(quants, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")] == [size // 32] * 3
     assert {entry["bytes_per_lane"] for entry in quants} == {16} and total(quants, "bytes") == size
@@ -121,44 +123,55 @@ def plane_bytes(format: str, rows: int, cols: int) -> int:
     return rows * cols * {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8, "MXFP8": 8}.get(format, 4) // 8
 
 
-@pytest.mark.parametrize("splits", [1, 3, 8, 22, 32])
-def test_attention(card: Remote, splits: int) -> None:
-    random = np.random.default_rng(2)
-    position = KEYS - 1
-    past = [store(random.standard_normal((position, KV_HEADS, HEAD_DIM), np.float32), "bf16") for _ in range(2)]
-    q = random.standard_normal((HEADS, HEAD_DIM), np.float32)
-    k, v = (random.standard_normal((KV_HEADS, HEAD_DIM), np.float32) for _ in range(2))
-    append, split, combine = card.call(
-        "report",
-        function="attention",
-        arguments={
-            "steps": [(position, q, k, v)],
-            "past_k": past[0],
-            "past_v": past[1],
-            "format": "bf16",
-            "capacity": 1024,
-            "splits": splits,
-            "mask": ("global", 0),
-            "scale": HEAD_DIM**-0.5,
-        },
+@pytest.mark.parametrize(
+    ("format", "head_dim", "heads", "kernel"),
+    [
+        ("bf16", 64, 32, "bf16_64_4"),
+        ("f16", 128, 40, "f16_128_4"),  # 5 heads share a key: two warps
+        ("bf16", 128, 8, "bf16_128_1"),
+        ("f32", 128, 32, "f32_128_4"),
+        ("q8_0", 64, 32, "q8_0_64_4"),
+        ("q8_0", 128, 32, "q8_0_128_4"),
+        ("fp8", 128, 64, "fp8_128_4"),
+        ("bf16", 96, 24, "bf16_any_4"),
+    ],
+)
+@pytest.mark.parametrize("splits", [1, 22])
+def test_attention(card: Remote, splits: int, format: str, head_dim: int, heads: int, kernel: str) -> None:
+    case = Case(
+        position=KEYS,
+        heads=heads,
+        kv_heads=KV_HEADS,
+        head_dim=head_dim,
+        format=format,
+        capacity=1024,
+        splits=splits,
+        max_rows=1,
     )
-    assert append["kernel"] == "attention_append_bf16"
-    assert split["kernel"] == "attention_split_bf16_64_1" and combine["kernel"] == "attention_combine"
-    # Every key and value once, for all query heads of the group: 16 bytes a lane, nothing that no query attends to.
-    cache = accesses(split, "cp.async")
-    for entry in cache:
-        assert (entry["space"], entry["bytes_per_lane"]) == ("global", 16), entry
-    size = KEYS * HEAD_DIM * 2 * 2 * KV_HEADS
-    assert total(cache, "bytes") == size
-    sectors = [total(cache, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")]
-    assert sectors == [size // 32] * 3
-    for launch in (append, split, combine):
-        check_global(launch)
-        check_shared(launch)
-    # Beside the cache: a block's queries, and the position, which each warp reads.
-    warps = splits * HEADS
-    assert split["global_load_bytes"] == size + splits * HEADS * HEAD_DIM * 4 + warps * 32 * 8
-    assert append["global_store_bytes"] == 2 * KV_HEADS * HEAD_DIM * 2
+    (launch,) = card.call("report", function="cases_attention.attention", arguments=case.arguments)
+    assert launch["kernel"] == f"attention_decode_{kernel}"
+    # Every key and value once, for all query heads of the group: 16 bytes a lane, a key's scales of 2 bytes together.
+    copies = accesses(launch, "cp.async")
+    elements = [entry for entry in copies if entry["bytes_per_lane"] == 16]
+    scales = total(copies, "bytes") - total(elements, "bytes")
+    numbers = 2 * KEYS * KV_HEADS * head_dim
+    assert total(elements, "bytes") == numbers * case.planes[0].itemsize
+    assert scales == (numbers // 32 * 2 if format == "q8_0" else 0)
+    sectors = [total(copies, figure) for figure in ("sectors", "sectors_unique", "sectors_ideal")]
+    assert sectors == [total(copies, "bytes") // 32] * 3
+    # Beside the cache no more sectors than queries, keys and values of the step and partial results have.
+    group, used = heads // KV_HEADS, 18 if splits == 22 else 1  # 89 steps, 5 each
+    step = (heads + 2 * KV_HEADS) * head_dim * 4 // 32
+    partial = used * heads * (head_dim * 4 + 8) // 32 if used > 1 else 0
+    assert launch["global_load_sectors_unique"] <= sectors[0] + step + partial + group * KV_HEADS + 8
+    stored = (numbers * case.planes[0].itemsize + scales) // KEYS + heads * head_dim * 4
+    partial_bytes = used * heads * (head_dim * 4 + 8) + used * KV_HEADS * 4 if used > 1 else 0  # and counters
+    assert launch["global_store_bytes"] == stored + partial_bytes
+    # The two numbers that a head's partial result has beside its values lie in a sector of their own.
+    apart = used * heads if used > 1 else 0
+    assert launch["global_store_sectors_requested"] <= launch["global_store_sectors_ideal"] + apart
+    assert launch["atomics"] == (used * KV_HEADS if used > 1 else 0)
+    check_shared(launch)
 
 
 @pytest.mark.parametrize(("rows", "n"), [(1, HIDDEN), (3, HIDDEN), (1, INTERMEDIATE)])

@@ -56,7 +56,7 @@ def check(card: Remote, steps: Steps, experts: int, slots: int, sizes: list[int]
 
 
 def random_steps(count: int, layers: int, experts: int, most: int, seed: int) -> Steps:
-    """Layer after layer, as a program has them; some experts are liked better. Often with the shared one behind them."""
+    """Layer after layer, as a program has them; some experts are liked better. Often the shared one follows."""
     random = np.random.default_rng(seed)
     weights = 1.0 / (1 + np.arange(experts))
     steps = []

@@ -25,9 +25,9 @@ def test_a_plan_reads(card_of: Callable[[str], Remote]) -> None:
     assert text["rms_norm"] == (
         f"rms_norm<<<3, 160, 0 B>>>(x = {at}, weight = null, y = {at}, n = 576, eps = 1e-05) programmatic\n"
     )
-    assert text["product"] == (
-        f"product_bf16<<<13, 256, 320 B>>>(weight = {at}, x = {at}, residual = null, y = {at}, rows = 100, cols = 64, "
-        "tile_cols = 64) programmatic\n"
+    # Shared memory for 3 rows of x, two planes each of 8 units and a padding of 4; a block a pair of rows of W.
+    assert text["product"].startswith(
+        f"product_bf16_4<<<50, 256, {3 * 2 * 12 * 16} B>>>(weight = {at}, experts = null, "
     )
     # 8 key sets of one warp each: probabilities [8][4], 3 stages of 8 keys and values of 128 bytes
     assert text["attention"].startswith(
@@ -37,6 +37,12 @@ def test_a_plan_reads(card_of: Callable[[str], Remote]) -> None:
     assert text["attention"].endswith(
         "extent = 32, temperature_floor = 0, mask = 2, group = 3, head_dim = 64, scale = 0.125, qk_norm = 0, "
         "qk_norm_eps = 0, temperature_scale = 0) programmatic\n"
+    assert "rows = 100, cols = 64, tile_units = 8, step = 0x" in text["product"]
+    assert text["product"].endswith("gathered = 0, scaled = 0) programmatic\n")
+    append, split, combine = text["attention"].splitlines()
+    assert append == (
+        f"attention_append_bf16<<<2, 64, 0 B>>>(k = {at}, v = {at}, position = {at}, keys = {at}, values = {at}, "
+        "capacity = 100, head_dim = 64) programmatic"
     )
 
 
@@ -50,12 +56,34 @@ def test_a_plan_reads(card_of: Callable[[str], Remote]) -> None:
         ("rms_norm", {"rows": 1000}, "rms_norm: x has 1048576 bytes, its shape needs 2304000 bytes"),
         ("rms_norm", {"x": "2+8000"}, "rms_norm: x is not aligned, must be on 4 bytes"),
         ("rms_norm", {"weight": "1+8000"}, "rms_norm: weight is not aligned, must be on 4 bytes"),
-        ("product", {"cols": 60}, "product: cols is 60, must be a multiple of 8 .*pad the rows with zeros"),
+        ("product", {"cols": 60}, "product: cols is 60, must be a multiple of 32, as Q4_0 has its blocks"),
         ("product", {"rows": 0}, "product: rows is 0, must be 1 to"),
         ("product", {"weight": "8+100000"}, "product: weight is not aligned, must be on 16 bytes"),
         ("product", {"x": "4+1000"}, "product: x is not aligned, must be on 16 bytes"),
         ("product", {"residual": "0+399"}, "product: residual has 399 bytes, its shape needs 400 bytes"),
         ("attention", {"max_rows": 17}, "attention: max_rows is 17, must be 1 to 16"),
+        ("product", {"max_rows": 17}, "product: max_rows is 17, must be 1 to 16"),
+        ("product", {"weight": "128+100000"}, "product: weight is not aligned, must be on 256 bytes"),
+        ("product", {"weight": None}, "product: weight is null, must be an address"),
+        ("product", {"weight": "0+3839"}, "product: weight has 3839 bytes, its shape needs 3840 bytes"),
+        ("product", {"x": "4+2000"}, "product: x is not aligned, must be on 16 bytes"),
+        ("product", {"x": "0+1023"}, "product: x has 1023 bytes, its shape needs 1024 bytes"),
+        ("product", {"y": "0+1599"}, "product: y has 1599 bytes, its shape needs 1600 bytes"),
+        ("product", {"y_stride": 99}, "product: y_stride is 99, must be 100 or more"),
+        (
+            "product",
+            {"epilogue": "gelu"},
+            "product: epilogue is gelu, must be one of store, add, silu_times_up, rotate",
+        ),
+        ("product", {"rows": 99, "epilogue": "silu_times_up"}, "product: rows is 99, must be even"),
+        ("product", {"epilogue": "rotate"}, "product: table is null, must be an address"),
+        ("product", {"eps": float("nan")}, "product: eps is nan, must be 0 or more"),
+        (
+            "attention_append",
+            {"position": "4+8"},
+            "attention_append: position is not aligned, must be on 8 bytes",
+        ),
+        ("attention_append", {"head_dim": 12}, "attention_append: head_dim is 12, must be a multiple of 8"),
         ("attention", {"head_dim": 264}, "attention: head_dim is 264, must be 8 to 256"),
         ("attention", {"head_dim": 12}, "attention: head_dim is 12, must be a multiple of 8 for a cache in bf16"),
         (
@@ -86,6 +114,7 @@ def test_wrong_arguments(
     assert re.fullmatch(sentence + ".*", card_of("sm_90").call("wrong_arguments", operation=operation, **changes))
 
 
+@pytest.mark.usefixtures("virtual_gpu")  # one device, of a known compute capability
 def test_what_the_driver_refuses(card_of: Callable[[str], Remote], nvcc: str, tmp_path: Path) -> None:
     (tmp_path / "empty.cu").write_text('extern "C" __global__ void nothing() {}\n')
     made = {}
@@ -138,6 +167,13 @@ def test_a_stream_of_another_library(card: Remote, inputs: list[NDArray[np.float
     y, codes = card.call("cases_host.foreign_stream", x=inputs[0])
     np.testing.assert_allclose(y, normed(inputs[0]), rtol=1e-6)
     assert codes == [0, 0]  # it is still there, and its owner's to destroy
+
+
+def test_a_launch_of_a_plan(card: Remote, inputs: list[NDArray[np.float32]]) -> None:
+    y, kernels, labels, refused = card.call("cases_host.repeated", x=inputs[0])
+    np.testing.assert_allclose(y, 2 * normed(inputs[0]), rtol=2e-6)
+    assert (kernels, labels) == (["rms_norm"] * 3, [""] * 3)
+    assert refused == "repeated: launch is 2, must be less than 2"
 
 
 def test_events(card: Remote, inputs: list[NDArray[np.float32]]) -> None:

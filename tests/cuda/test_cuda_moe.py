@@ -1,4 +1,7 @@
-"""moe_route, moe_dispatch and moe_combine on plain arrays, to the bit (scores to an ulp): llama_ext/ops.py says what they are."""
+"""moe_route, moe_dispatch and moe_combine on plain arrays, to the bit (scores to an ulp).
+
+llama_ext/ops.py says what they are.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,13 @@ def test_route(card: Remote, type: str, experts: int) -> None:
                 logits[2, :] = -np.inf if type == "F32" else 0xFF80
             for scoring in ("softmax", "sigmoid"):
                 chosen, scores = card.call(
-                    "cases_moe.moe_route", rows, logits=logits, type=type, top_k=top_k, scoring=scoring, captured=rows == 3
+                    "cases_moe.moe_route",
+                    rows,
+                    logits=logits,
+                    type=type,
+                    top_k=top_k,
+                    scoring=scoring,
+                    captured=rows == 3,
                 )
                 for r in range(rows):
                     expected = choose(wide(logits)[r], top_k)
@@ -74,7 +83,14 @@ def test_dispatch_and_combine(card: Remote, type: str, hidden: int, rows: int, t
 
         y = values(type, random, rows * top_k, hidden)
         out = card.call(
-            "cases_moe.moe_combine", hidden, y=y, type=type, source=source, rows=rows, scores=scores, captured=scores is None
+            "cases_moe.moe_combine",
+            hidden,
+            y=y,
+            type=type,
+            source=source,
+            rows=rows,
+            scores=scores,
+            captured=scores is None,
         )
         place = np.argsort(source).reshape(rows, top_k)
         total = np.zeros((rows, hidden), np.float32)
@@ -108,8 +124,18 @@ def test_many_experts_and_none_chosen(card: Remote) -> None:
 def test_no_permutation(card: Remote) -> None:
     """A choice that source lacks makes its row NaN; nothing is read where nothing lies."""
     y = np.ones((4, 4), np.float32)
-    for source, broken in (([0, 0, 2, 3], [True, False]), ([0, 1, 2, 1 << 40], [False, True]), ([-1, 1, 2, 3], [True, False])):
+    for source, broken in (
+        ([0, 0, 2, 3], [True, False]),
+        ([0, 1, 2, 1 << 40], [False, True]),
+        ([-1, 1, 2, 3], [True, False]),
+    ):
         out = card.call(
-            "cases_moe.moe_combine", y=y, type="F32", source=np.array(source, np.int64), rows=2, scores=None, written=True
+            "cases_moe.moe_combine",
+            y=y,
+            type="F32",
+            source=np.array(source, np.int64),
+            rows=2,
+            scores=None,
+            written=True,
         )
         assert np.isnan(out).all(1).tolist() == broken

@@ -29,7 +29,7 @@ def run(card: Remote, seed: int = 0, **arguments: Any) -> Any:
 @pytest.mark.parametrize("format", ALL)
 def test_shapes(card: Remote, format: str) -> None:
     for cols in columns(format):
-        for outputs, rows in ((1, 1), (2, 2), (7, 5), (9, 1), (12, 16), (18, 3)):
+        for outputs, rows in ((1, 1), (2, 2), (7, 5), (9, 1), (10, 16)):
             weights = make(format, outputs, cols, cols + outputs)
             x = awkward(rows, cols, cols)
             check(run(card, rows + cols, **weights.arguments, x=x), product(weights, x))
@@ -38,7 +38,7 @@ def test_shapes(card: Remote, format: str) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("format", ALL)
 def test_norm_and_epilogues(card: Remote, format: str, rows: int) -> None:
-    outputs, cols = 22, 768 if format.endswith("K") else 1312
+    outputs, cols = 22, 512 if format.endswith("K") else 544
     weights = make(format, outputs, cols, rows)
     x, norm = gaussian(rows, rows, cols) * 30, gaussian(7, cols)
     plain = product(weights, x, norm)
@@ -82,13 +82,13 @@ def test_norms_of_every_length(card: Remote, format: str) -> None:
 
 @pytest.mark.parametrize("format", ALL)
 def test_a_rows_bits_do_not_depend_on_the_others(card: Remote, format: str) -> None:
-    outputs, cols = 21, 2304
+    outputs, cols = 21, 1536
     weights = make(format, outputs, cols, 3)
     x, norm = awkward(16, cols, 4), gaussian(5, cols)
-    for changes in ({}, {"norm": norm}, {"norm": norm, "epilogue": "silu_times_up"}):
-        weights = make(format, 20, cols, 3) if "epilogue" in changes else weights
+    for changes in ({}, {"norm": norm, "epilogue": "silu_times_up"}):
+        weights = make(format, 20, cols, 3) if changes else weights
         together = run(card, 1, **weights.arguments, x=x, **changes)
-        for rows in (slice(0, 1), slice(7, 8), slice(15, 16), slice(2, 4), slice(9, 13), slice(3, 10)):
+        for rows in (slice(0, 1), slice(15, 16), slice(2, 4), slice(3, 10)):
             alone = run(card, 2, **weights.arguments, x=x[rows], **changes)
             assert alone.tobytes() == together[rows].tobytes(), (changes, rows)
         # Fewer rows than the launch is made for.
@@ -112,8 +112,10 @@ def test_one_plan_serves_every_step(card: Remote, captured: bool) -> None:
 
 
 # 16 rows of x do not fit into shared memory as a whole, so the columns go by tiles, of which the last is not full.
-@pytest.mark.parametrize(("format", "cols"), [("F32", 4090), ("BF16", 4100), ("Q8_0", 7200), ("Q4_0", 6176), ("Q6_K", 6144),
-                                              ("MXFP8", 3936)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("format", "cols"),
+    [("F32", 4090), ("BF16", 4100), ("Q8_0", 7200), ("Q4_0", 6176), ("Q6_K", 6144), ("MXFP8", 3936)],
+)
 def test_tiles_of_columns(card: Remote, format: str, cols: int) -> None:
     plan = card.call("cases_product.kernels_of", max_rows=16, format=format, rows=9, cols=cols)
     units = int(plan.split("tile_units = ")[1].split(",")[0])
@@ -126,6 +128,18 @@ def test_tiles_of_columns(card: Remote, format: str, cols: int) -> None:
         assert run(card, **weights.arguments, x=x[row : row + 1]).tobytes() == plain[row].tobytes()
         alone = run(card, **weights.arguments, x=x[row : row + 1], norm=norm)
         assert alone.tobytes() == normed[row].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("format", "cols", "rows"), [("F32", 60004, 1), ("Q4_0", 96160, 1), ("F32", 15002, 4), ("Q4_K", 24576, 4)]
+)
+def test_tiles_of_few_rows(card: Remote, format: str, cols: int, rows: int) -> None:
+    weights, x, norm = make(format, 3, cols, 1), awkward(rows, cols, 2), gaussian(3, cols)
+    check(run(card, **weights.arguments, x=x), product(weights, x))
+    normed = run(card, 1, **weights.arguments, x=x, norm=norm)
+    check(normed, product(weights, x, norm))
+    if rows == 4:  # all of x fits
+        assert run(card, **weights.arguments, x=x[2:3], norm=norm).tobytes() == normed[2].tobytes()
 
 
 @pytest.mark.parametrize(("format", "rows"), [("BF16", 1), ("BF16", 16), ("Q4_0", 1), ("Q4_K", 3), ("MXFP8", 5)])
@@ -163,14 +177,18 @@ def test_extreme_quants(card: Remote, format: str) -> None:
         if format == "MXFP8" and fill == 0xFF:
             continue  # NaN
         size = {"Q6_K": 210}.get(format, data.shape[1])
-        blocks = data.reshape(6, -1, size) if format == "Q6_K" else data.reshape(6, cols // (256 if "K" in format else 32), -1)
+        blocks = (
+            data.reshape(6, -1, size)
+            if format == "Q6_K"
+            else data.reshape(6, cols // (256 if "K" in format else 32), -1)
+        )
         from_byte = {"Q4_1": 4, "Q5_1": 4, "Q4_K": 4, "Q5_K": 4, "Q6_K": 0, "MXFP8": 1}.get(format, 2)
         blocks[:, :, from_byte : 208 if format == "Q6_K" else None] = fill
         weights = from_data(format, 6, cols, blocks)
         check(run(card, **weights.arguments, x=x.astype(np.float32)), product(weights, x.astype(np.float32)))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("format", ALL)
 def test_what_is_not_finite_shows(card: Remote, format: str, value: float) -> None:
     """In every result of its row, and in no other row."""
@@ -217,11 +235,29 @@ def test_experts(card: Remote, format: str) -> None:
     weights = [make(format, 10, cols, i) for i in range(9)]
     for rows, entries in ((1, [1, 1]), (4, [1, 4, 2]), (16, [3, 16, 1, 7, 2])):
         groups = expert_case(rows, entries, rows)
-        for gathered, scaled, epilogue in ((True, False, "store"), (True, True, "silu_times_up"), (False, True, "store")):
+        for gathered, scaled, epilogue in (
+            (True, False, "store"),
+            (True, True, "silu_times_up"),
+            (False, True, "store"),
+        ):
             token = gaussian(rows, rows if gathered else sum(entries), cols)
-            y = card.call("cases_product.experts", rows, format=format, rows=10, cols=cols, data=[w.data for w in weights],
-                          x=token, groups=groups, max_rows=rows, max_groups=len(entries) + 2, offset=512 * scaled,
-                          gathered=gathered, scaled=scaled, epilogue=epilogue, captured=rows == 4)  # fmt: skip
+            y = card.call(
+                "cases_product.experts",
+                rows,
+                format=format,
+                rows=10,
+                cols=cols,
+                data=[w.data for w in weights],
+                x=token,
+                groups=groups,
+                max_rows=rows,
+                max_groups=len(entries) + 2,
+                offset=512 * scaled,
+                gathered=gathered,
+                scaled=scaled,
+                epilogue=epilogue,
+                captured=rows == 4,
+            )
             at = 0
             for expert, of_rows, scores in groups:
                 x = token[of_rows] if gathered else token[at : at + len(of_rows)]

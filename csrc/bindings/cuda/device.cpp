@@ -103,11 +103,27 @@ void bind_cuda_device(py::module_& m) {
     py::class_<Plan>(m, "Plan")
         .def("__add__", &concatenate, py::is_operator())
         .def("__str__", [](const Plan& plan) { return to_string(plan); })
-        .def_property_readonly("kernels", [](const Plan& plan) {
-            std::vector<std::string> names;
-            for (const cuda::Launch& launch : plan.launches) names.push_back(launch.kernel);
-            return names;
-        });
+        .def_property_readonly("kernels",
+                               [](const Plan& plan) {
+                                   std::vector<std::string> names;
+                                   for (const cuda::Launch& launch : plan.launches) names.push_back(launch.kernel);
+                                   return names;
+                               })
+        .def_property_readonly("labels",
+                               [](const Plan& plan) {
+                                   std::vector<std::string> labels;
+                                   for (const cuda::Launch& launch : plan.launches) labels.push_back(launch.label);
+                                   return labels;
+                               })
+        .def(
+            "repeated",
+            [](const Plan& plan, size_t launch, size_t times) {
+                if (launch >= plan.launches.size())
+                    throw std::invalid_argument("repeated: launch is " + std::to_string(launch) + ", must be less than " +
+                                                std::to_string(plan.launches.size()));
+                return Plan{std::vector<cuda::Launch>(times, plan.launches[launch]), plan.owners};
+            },
+            py::arg("launch"), py::arg("times"));
     py::class_<Executable, std::shared_ptr<Executable>>(m, "Executable")
         .def(py::init([](std::shared_ptr<Module> module, const Plan& plan) {
                  return std::make_shared<Executable>(std::move(module), plan);

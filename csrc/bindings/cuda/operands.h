@@ -73,12 +73,16 @@ inline size_t bytes_of(std::initializer_list<int64_t> shape, size_t element_byte
 // The operations, a file each.
 void bind_cuda_attention(pybind11::module_& m);
 void bind_cuda_calls(pybind11::module_& m);
+void bind_cuda_attention_prefill(pybind11::module_& m);
 void bind_cuda_device(pybind11::module_& m);
+void bind_cuda_embed(pybind11::module_& m);
 void bind_cuda_executor(pybind11::module_& m);
 void bind_cuda_moe(pybind11::module_& m);
 void bind_cuda_pack(pybind11::module_& m);
 void bind_cuda_product(pybind11::module_& m);
 void bind_cuda_rms_norm(pybind11::module_& m);
 void bind_cuda_route(pybind11::module_& m);
+void bind_cuda_sample(pybind11::module_& m);
+void bind_cuda_rope(pybind11::module_& m);
 
 }  // namespace llama_ext

@@ -17,10 +17,10 @@ Scoring scoring_from(const char* operation, const std::string& name) {
     return name == "softmax" ? Scoring::softmax : Scoring::sigmoid;
 }
 
-Plan route_plan(const Buffer& router, const std::string& format, int64_t experts, int64_t hidden, const Buffer& step, int max_rows,
-           const Buffer& x, const Buffer& norm, float eps, int top_k, const std::string& scoring, bool shared, const Buffer& n,
-           const Buffer& logits, const Buffer& count, const Buffer& expert, const Buffer& first, const Buffer& row,
-           const Buffer& score, int max_groups, const Buffer& entry, const Buffer& scratch) {
+Plan route_plan(const Buffer& router, const std::string& format, int64_t experts, int64_t hidden, const Buffer& step,
+                int max_rows, const Buffer& x, const Buffer& norm, float eps, int top_k, const std::string& scoring, bool shared,
+                const Buffer& n, const Buffer& logits, const Buffer& count, const Buffer& expert, const Buffer& first,
+                const Buffer& row, const Buffer& score, int max_groups, const Buffer& entry, const Buffer& scratch) {
     Operands operand("route");
     const Format f = format_from_name(format);
     const int64_t passes = int64_t{top_k} + shared;
@@ -49,7 +49,8 @@ Plan route_plan(const Buffer& router, const std::string& format, int64_t experts
     return operand.keep(cuda::route(call, operand.device().card()));
 }
 
-Plan combine(const Buffer& y, const Buffer& entry, const Buffer& step, const Buffer& x, int max_rows, int passes, int64_t hidden) {
+Plan combine(const Buffer& y, const Buffer& entry, const Buffer& step, const Buffer& x, int max_rows, int passes,
+             int64_t hidden) {
     Operands operand("combine");
     const cuda::CombineCall call{operand("y", y, bytes_of({max_rows, passes, hidden}, sizeof(float))),
                                  operand("entry", entry, bytes_of({max_rows, passes}, 4)),

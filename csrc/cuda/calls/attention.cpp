@@ -16,6 +16,8 @@ namespace {
 constexpr const char* kName = "attention";
 constexpr int64_t kKeysASplit = 64;  // at least, or a block has less to do than to add its part to the others'
 
+constexpr int64_t kPrefillRows = 1 << 15;  // a launch, at most
+
 // By the keys and the card alone, not by the rows: what else is in a call moves no bit of a row.
 int splits_for(const Attention& call, int64_t keys, const Card& card) {
     const int64_t by_keys = (keys + kKeysASplit - 1) / kKeysASplit, by_card = 2 * card.multiprocessors / call.kv_heads;
@@ -75,44 +77,51 @@ Plan build(const Attention& call, const Card& card, Scratch& scratch) {
     const Address state = scratch.take(sizeof(CacheState));
     const bool narrow = call.type == Type::bf16;
     const Address out = narrow ? scratch.take(4 * call.rows * width) : Address{call.out};
-    const int splits = splits_for(call, keys, card);
-    const int most = static_cast<int>(std::min<int64_t>(call.rows, kDecodeRows));
-    const int64_t partial_bytes =
-        static_cast<int64_t>(attention_scratch_bytes(most, call.heads, call.head_dim, splits) + 15) / 16 * 16;
-    const Address partials = scratch.take(partial_bytes);
 
     Plan plan;
     const uint64_t first = static_cast<uint64_t>(base) * row_bytes;
     plan.launches.push_back(lay_out_cache(call, call.k + first, key_cache, keys));
     plan.launches.push_back(lay_out_cache(call, call.v + first, value_cache, keys));
     plan.launches.push_back(lay_out_rows(call, call.q, width, qkv, 0, stride));
-    plan.launches.push_back(lay_out_rows(call, call.k + own, kv_width, qkv, width, stride));
-    plan.launches.push_back(lay_out_rows(call, call.v + own, kv_width, qkv, width + kv_width, stride));
     plan.launches.push_back({"call_cache_state",
                              {1, 1, 1},
                              {1, 1, 1},
                              0,
                              {{"state", state}, {"keys", key_cache}, {"values", value_cache}, {"capacity", keys}},
                              true});
-    zero(&plan, partials, partial_bytes);
     AttentionCall attend{};
     attend.cache = state;
-    attend.scratch = partials;
     attend.heads = call.heads;
     attend.kv_heads = call.kv_heads;
     attend.head_dim = call.head_dim;
     attend.format = narrow ? CacheFormat::bf16 : CacheFormat::f32;
     attend.mask = call.mask;
     attend.scale = call.scale;
-    attend.splits = splits;
-    for (int64_t row = 0; row < call.rows; row += kDecodeRows) {
-        const int64_t rows = std::min<int64_t>(kDecodeRows, call.rows - row);
+    if (call.rows <= kDecodeRows) {
+        // It appends its rows once more: their keys and values, as they are.
+        plan.launches.push_back(lay_out_rows(call, call.k + own, kv_width, qkv, width, stride));
+        plan.launches.push_back(lay_out_rows(call, call.v + own, kv_width, qkv, width + kv_width, stride));
         attend.step = scratch.take(sizeof(Step));
-        attend.qkv = {qkv.value + 4 * static_cast<uint64_t>(row * stride)};
-        attend.out = {out.value + 4 * static_cast<uint64_t>(row * width)};
-        attend.max_rows = static_cast<int>(rows);
-        write_step(&plan, attend.step, call.first_position - base + row, rows);
+        attend.qkv = qkv;
+        attend.out = out;
+        attend.max_rows = static_cast<int>(call.rows);
+        attend.splits = splits_for(call, keys, card);
+        const size_t needed = attention_scratch_bytes(attend.max_rows, call.heads, call.head_dim, attend.splits);
+        const int64_t partial_bytes = static_cast<int64_t>((needed + 15) / 16 * 16);
+        attend.scratch = scratch.take(partial_bytes);
+        zero(&plan, attend.scratch, partial_bytes);
+        write_step(&plan, attend.step, call.first_position - base, call.rows);
         append(&plan, cuda::attention(attend, card));
+    } else {
+        for (int64_t row = 0; row < call.rows; row += kPrefillRows) {
+            const int64_t rows = std::min(kPrefillRows, call.rows - row);
+            attend.step = scratch.take(sizeof(Step));
+            attend.qkv = {qkv.value + 4 * static_cast<uint64_t>(row * stride)};
+            attend.out = {out.value + 4 * static_cast<uint64_t>(row * width)};
+            attend.max_rows = static_cast<int>(rows);
+            write_step(&plan, attend.step, call.first_position - base + row, rows);
+            append(&plan, attention_prefill(attend, card));
+        }
     }
     if (narrow) to_bf16(&plan, out, {call.out}, call.rows * width);
     return plan;

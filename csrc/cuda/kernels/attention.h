@@ -35,9 +35,9 @@ LLAMA_EXT_BOTH constexpr int stage_bytes(int head_dim, int element_bytes, bool s
     return 2 * kStepKeys * (head_dim * element_bytes + (scaled ? head_dim / 32 * 2 : 0));
 }
 
-// A warp's results of a head in shared memory, in floats: two halves of a row, the second 16 floats further, so that neither
-// writing eighths nor reading quarters meets a bank twice.
-LLAMA_EXT_BOTH constexpr int result_floats(int head_dim) { return head_dim + 16; }
+// A warp's results of a head in shared memory: two halves, each with 4 elements of every 8. So many times 4 floats has a half, an
+// odd multiple of 4 times 4, so that neither writing one half nor reading both in turns meets a bank twice.
+LLAMA_EXT_BOTH constexpr int result_half(int head_dim) { return (head_dim / 8 + 3) / 8 * 8 + 4; }
 
 // The warps of a block are key sets of head_sets(group) each: a key set has every so manieth step, and memory of its own, so that
 // there are as many as warps and memory allow.
@@ -50,11 +50,11 @@ LLAMA_EXT_BOTH constexpr int decode_key_sets(int group, int stages_bytes) {
 
 // One after the other: probabilities [warps][kStepKeys][4] with the key sets' stages; results [key_sets][group][result_floats]
 // with float2 [key_sets][group]; weights [group][splits] with [group].
-LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int stages_bytes, int splits) {
+LLAMA_EXT_BOTH constexpr int decode_shared_bytes(int group, int head_dim, int stages_bytes) {
     const int sets = decode_key_sets(group, stages_bytes);
     const int steps = sets * (head_sets(group) * kStepKeys * 4 * 4 + stages_bytes);
-    const int results = sets * group * (result_floats(head_dim) + 2) * 4, weights = group * (splits + 1) * 4;
-    return steps > results ? (steps > weights ? steps : weights) : results > weights ? results : weights;
+    const int results = sets * group * (2 * result_half(head_dim) * 4 + 2) * 4;
+    return steps > results ? steps : results;
 }
 
 // Blocks a multiprocessor that registers are kept for. Where more would make them spill, it is one: without a number ptxas saves

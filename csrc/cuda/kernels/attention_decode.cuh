@@ -69,15 +69,14 @@ __device__ __forceinline__ float share_sums(float (&sums)[kGiven], int lane) {
     }
 }
 
-// The keys that a row sees of the split: `count` of them, the first at position `first` in slot `slot`; those from `fresh` on
-// belong to this step.
+// The keys that a row sees of the split: `count` of them, none if it is not positive, the first in slot `slot`. Key i is that of
+// the step's row i + first_row, and of none where that is negative.
 struct KeyRange {
-    int64_t first, slot;
-    int count, fresh, used_splits;
+    int slot, count, first_row, used_splits;
 };
 
-__device__ __forceinline__ KeyRange key_range(int64_t position, int64_t step_position, int64_t start, int64_t capacity, int mask,
-                                              int64_t extent, int sets) {
+__device__ __forceinline__ KeyRange key_range(int64_t position, int row, int64_t start, int capacity, int mask, int64_t extent,
+                                              int sets) {
     int64_t first = start;
     if (mask == kMaskChunked) first = max(first, position - position % extent);
     if (mask == kMaskSliding) first = max(first, position - extent + 1);
@@ -85,15 +84,10 @@ __device__ __forceinline__ KeyRange key_range(int64_t position, int64_t step_pos
     const int splits = static_cast<int>(gridDim.x), split = static_cast<int>(blockIdx.x);
     const int keys = static_cast<int>(position + 1 - first), steps = (keys + kStepKeys - 1) / kStepKeys;
     const int share = steps <= kAloneTurns * sets ? steps : (steps + splits - 1) / splits;
-    const int64_t begin = int64_t{split} * share * kStepKeys;
-    first += begin;
-    KeyRange range;
-    range.first = first;
-    range.slot = first % capacity;
-    range.count = static_cast<int>(min(int64_t{share} * kStepKeys, keys - begin));  // not positive: nothing is left for it
-    range.fresh = static_cast<int>(min(max(step_position - first, int64_t{0}), int64_t{keys}));
-    range.used_splits = (steps + share - 1) / share;
-    return range;
+    const int used_splits = (steps + share - 1) / share;
+    const int begin = min(split, used_splits) * share * kStepKeys;
+    return {static_cast<int>((first + begin) % capacity), min(share * kStepKeys, keys - begin), row + 1 - keys + begin,
+            used_splits};
 }
 
 // Where a key-value head's keys or values lie.
@@ -133,12 +127,16 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     wait_for_predecessor();
     const int row = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y), kv_heads = static_cast<int>(gridDim.y);
     if (row >= step->rows) return;
-    const int64_t step_position = step->position, position = step_position + row, capacity = cache->capacity;
-    const KeyRange range = key_range(position, step_position, step->start, capacity, mask, extent, sets);
+    const int64_t position = step->position + row;
+    const int capacity = static_cast<int>(cache->capacity);
+    const KeyRange range = key_range(position, row, step->start, capacity, mask, extent, sets);
     if (range.count <= 0) return;
+    float query_scale = scale * kLog2E;
+    if (temperature_scale != 0.0f)
+        query_scale *= logf(static_cast<float>((position + 1) / temperature_floor + 1)) * temperature_scale + 1.0f;
 
     const int64_t qkv_row = int64_t{group + 2} * kv_heads * head_dim;
-    const int64_t cache_row = kv_head * capacity;
+    const int64_t cache_row = int64_t{kv_head} * capacity;
     Plane planes[2];  // keys, values
     planes[0].rows = reinterpret_cast<char*>(cache->keys) + cache_row * row_bytes;
     planes[1].rows = reinterpret_cast<char*>(cache->values) + cache_row * row_bytes;
@@ -150,14 +148,14 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     // Keys and values of step `from / kStepKeys` to `to`, by the warps of this key set.
     const auto fetch = [&](int from, char* to) {
         const int left = range.count - from;
-        int64_t slot = range.slot + from;
+        int slot = range.slot + from;
         if (slot >= capacity) slot -= capacity;
         char* const to_values = to + kStepKeys * row_bytes;
         __half* const to_scales = reinterpret_cast<__half*>(to_values + kStepKeys * row_bytes);  // keys', then values'
-        if (from + kStepKeys <= min(range.count, range.fresh) && slot + kStepKeys <= capacity) {
+        if (left >= kStepKeys && range.first_row + from + kStepKeys <= 0 && slot + kStepKeys <= capacity) {
             // Slots are neighbours: one piece of memory.
-            const char* const keys = planes[0].rows + slot * row_bytes;
-            const char* const values = planes[1].rows + slot * row_bytes;
+            const char* const keys = planes[0].rows + int64_t{slot} * row_bytes;
+            const char* const values = planes[1].rows + int64_t{slot} * row_bytes;
             for (int i = (head_set * 32 + lane) * kCopy; i < kStepKeys * row_bytes; i += 32 * kCopy * sharing) {
                 copy_async<kCopy>(to + i, keys + i);
                 copy_async<kCopy>(to_values + i, values + i);
@@ -168,12 +166,12 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
                         const int at = lane % kStepKeys * blocks;
                         const __half* const scales = lane < kStepKeys ? planes[0].scales : planes[1].scales;
                         copy_async<kHeadDim / 16>(reinterpret_cast<char*>(to_scales + lane * blocks),
-                                                  reinterpret_cast<const char*>(scales + slot * blocks + at));
+                                                  reinterpret_cast<const char*>(scales + int64_t{slot} * blocks + at));
                     }
                 } else if (head_set == 0) {
                     for (int i = lane; i < kStepKeys * blocks; i += 32) {
-                        to_scales[i] = planes[0].scales[slot * blocks + i];
-                        to_scales[kStepKeys * blocks + i] = planes[1].scales[slot * blocks + i];
+                        to_scales[i] = planes[0].scales[int64_t{slot} * blocks + i];
+                        to_scales[kStepKeys * blocks + i] = planes[1].scales[int64_t{slot} * blocks + i];
                     }
                 }
             }
@@ -184,10 +182,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         for (int key = head_set; key < kStepKeys; key += sharing) {
             int64_t at = slot + key;
             if (at >= capacity) at -= capacity;
-            const int of_step = from + key - range.fresh;  // not negative: a key of this step, or none
-            const float* const fresh =
-                qkv + (range.first + from + key - step_position) * qkv_row + (int64_t{group} * kv_heads + kv_head) * head_dim;
-            const bool own = key == left - 1 && range.first + range.count == position + 1;
+            const int of_row = range.first_row + from + key;
+            const float* const fresh = qkv + of_row * qkv_row + (int64_t{group} * kv_heads + kv_head) * head_dim;
 #pragma unroll 1
             for (int which = 0; which < 2; ++which) {
                 char* const to_row = (which ? to_values : to) + key * row_bytes;
@@ -197,7 +193,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
                 if (key >= left) {  // zeros, which meet probabilities of zero
                     if (lane < units) F::store(to_row, lane, units, typename F::Unit{});
                     if (F::kScaled && lane < blocks) to_scale[lane] = __ushort_as_half(0);
-                } else if (of_step < 0) {
+                } else if (of_row < 0) {
                     for (int i = lane * kCopy; i < row_bytes; i += 32 * kCopy)
                         copy_async<kCopy>(to_row + i, rows + at * row_bytes + i);
                     if (F::kScaled && lane < blocks) to_scale[lane] = scales[at * blocks + lane];
@@ -224,7 +220,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
                     if (lane < units) {
                         F::store(to_row, lane, units, bits);
                         if (F::kScaled && lane % 4 == 0) to_scale[lane / 4] = block_scale;
-                        if (own) {
+                        if (of_row == row) {
                             F::store(rows + at * row_bytes, lane, units, bits);
                             if (F::kScaled && lane % 4 == 0) scales[at * blocks + lane / 4] = block_scale;
                         }
@@ -237,38 +233,9 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     // Of the lane's unit: the queries, and the sum of values under probabilities.
     float query[kHeads][8], result[kHeads][8];
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
+    for (int h = 0; h < kHeads; ++h)
 #pragma unroll
         for (int i = 0; i < 8; ++i) query[h][i] = result[h][i] = 0.0f;
-        if (h < heads_here && has_unit) {
-            const int64_t head = int64_t{kv_head} * group + first_head + h;
-            const float4* const from = reinterpret_cast<const float4*>(qkv + row * qkv_row + head * head_dim);
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float4 four = from[F::piece(unit, units, half)];
-                query[h][4 * half] = four.x, query[h][4 * half + 1] = four.y;
-                query[h][4 * half + 2] = four.z, query[h][4 * half + 3] = four.w;
-            }
-        }
-    }
-    float query_scale = scale * kLog2E;
-    if (temperature_scale != 0.0f)
-        query_scale *= logf(static_cast<float>((position + 1) / temperature_floor + 1)) * temperature_scale + 1.0f;
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-        float factor = query_scale;
-        if (qk_norm) {
-            float squares = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) squares = fmaf(query[h][i], query[h][i], squares);
-#pragma unroll
-            for (int width = kLanes / 2; width > 0; width /= 2) squares += __shfl_xor_sync(kWholeWarp, squares, width);
-            factor *= rsqrtf(squares / static_cast<float>(head_dim) + qk_norm_eps);
-        }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) query[h][i] *= factor;
-    }
-
     // After the sums are shared a lane has the score of head lane % 4 (or of the only one) with key my_key of the step.
     const int my_key = lane / 4 % kTurns * kAtOnce + sub;
     float highest = -INFINITY, sum = 0.0f;  // sum: of this lane's keys
@@ -276,6 +243,35 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     int stage_of = 0, stage_to = 0;
     // The first kStages - 1 turns only fetch.
     for (int at = begin - (kStages - 1) * step_stride; at < range.count; at += step_stride) {
+        if (at == begin) {  // the first keys are under way: time for the queries
+#pragma unroll
+            for (int h = 0; h < kHeads; ++h) {
+                if (h < heads_here && has_unit) {
+                    const int64_t head = int64_t{kv_head} * group + first_head + h;
+                    const float4* const from = reinterpret_cast<const float4*>(qkv + row * qkv_row + head * head_dim);
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const float4 four = from[F::piece(unit, units, half)];
+                        query[h][4 * half] = four.x, query[h][4 * half + 1] = four.y;
+                        query[h][4 * half + 2] = four.z, query[h][4 * half + 3] = four.w;
+                    }
+                }
+            }
+#pragma unroll
+            for (int h = 0; h < kHeads; ++h) {
+                float factor = query_scale;
+                if (qk_norm) {
+                    float squares = 0.0f;
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) squares = fmaf(query[h][i], query[h][i], squares);
+#pragma unroll
+                    for (int width = kLanes / 2; width > 0; width /= 2) squares += __shfl_xor_sync(kWholeWarp, squares, width);
+                    factor *= rsqrtf(squares / static_cast<float>(head_dim) + qk_norm_eps);
+                }
+#pragma unroll
+                for (int i = 0; i < 8; ++i) query[h][i] *= factor;
+            }
+        }
         if (at >= begin) {
             wait_for_copies<kStages - 2>();
             // Everyone's copies of this step are there, and everyone is through with the step before it.
@@ -361,10 +357,10 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     }
 
     // Key sets, in ascending order.
-    __syncthreads();                                          // everyone is through with its steps, whose memory the results take
-    float* const results = reinterpret_cast<float*>(shared);  // [sets][group][result_floats]
-    float2* const stats =
-        reinterpret_cast<float2*>(results + sets * group * result_floats(head_dim));  // [sets][group]: highest, sum
+    __syncthreads();  // everyone is through with its steps, whose memory the results take
+    const int half = result_half(head_dim);
+    float4* const results = reinterpret_cast<float4*>(shared);                           // [sets][group][2][half]
+    float2* const stats = reinterpret_cast<float2*>(results + sets * group * 2 * half);  // [sets][group]: highest, sum
 #pragma unroll
     for (int width = 4; width < 32; width *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, width);
     if (lane < heads_here) stats[key_set * group + first_head + lane] = make_float2(highest, sum);
@@ -375,30 +371,29 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 #pragma unroll
             for (int i = 0; i < 8; ++i) result[h][i] += __shfl_xor_sync(kWholeWarp, result[h][i], width);
         if (h < heads_here && sub == 0 && has_unit) {
-            float4* const to = reinterpret_cast<float4*>(results + (key_set * group + first_head + h) * result_floats(head_dim));
+            float4* const to = results + (key_set * group + first_head + h) * 2 * half;
             to[unit] = make_float4(result[h][0], result[h][1], result[h][2], result[h][3]);
-            to[units + 4 + unit] = make_float4(result[h][4], result[h][5], result[h][6], result[h][7]);
+            to[half + unit] = make_float4(result[h][4], result[h][5], result[h][6], result[h][7]);
         }
     }
     __syncthreads();                  // results of every warp
     const int pieces = head_dim / 4;  // of 4 elements
     const int64_t of_row = int64_t{row} * kv_heads + kv_head;
     float4* const out_pieces = reinterpret_cast<float4*>(out + of_row * group * head_dim);  // [group][pieces]
-    float2* const all_stats = partial_stats + of_row * gridDim.x * group;                   // [splits][group]
+    float2* const all_stats = partial_stats + of_row * gridDim.x * group;                   // [group][splits]
     float4* const all_values =
         reinterpret_cast<float4*>(partial_values + of_row * gridDim.x * group * head_dim);  // [splits][group][pieces]
     for (int i = threadIdx.x; i < group * pieces; i += blockDim.x) {
         const int h = i / pieces, piece = i % pieces;
-        const float4* const from =
-            reinterpret_cast<const float4*>(results + h * result_floats(head_dim)) +
-            (F::piece(1, units, 0) == 1 ? piece + (piece < units ? 0 : 4) : piece % 2 * (units + 4) + piece / 2);
+        const int at = F::kHalves ? piece < units ? piece : half + piece - units : piece % 2 * half + piece / 2;
+        const float4* const from = results + h * 2 * half + at;
         float most = -INFINITY, total = 0.0f;
         for (int s = 0; s < sets; ++s) most = fmaxf(most, stats[s * group + h].x);
         float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int s = 0; s < sets; ++s) {
             const float2 of_set = stats[s * group + h];
             const float weight = exp2_fast(of_set.x - most);
-            const float4 four = from[s * group * (result_floats(head_dim) / 4)];
+            const float4 four = from[s * group * 2 * half];
             total = fmaf(weight, of_set.y, total);
             value.x = fmaf(weight, four.x, value.x), value.y = fmaf(weight, four.y, value.y);
             value.z = fmaf(weight, four.z, value.z), value.w = fmaf(weight, four.w, value.w);
@@ -408,7 +403,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
             out_pieces[i] = make_float4(value.x * inverse, value.y * inverse, value.z * inverse, value.w * inverse);
         } else {
             all_values[int64_t{blockIdx.x} * group * pieces + i] = value;
-            if (piece == 0) all_stats[blockIdx.x * group + h] = make_float2(most, total);
+            if (piece == 0) all_stats[h * gridDim.x + blockIdx.x] = make_float2(most, total);
         }
     }
     if (range.used_splits == 1) return;
@@ -424,34 +419,47 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     }
     __syncthreads();
     if (!last) return;
-    float* const weights = reinterpret_cast<float*>(shared);      // [group][used_splits]
-    float* const inverses = weights + group * range.used_splits;  // [group]
-    for (int h = warp; h < group; h += blockDim.x / 32) {
-        float most = -INFINITY, total = 0.0f;
-        for (int s = lane; s < range.used_splits; s += 32) most = fmaxf(most, __ldcg(all_stats + s * group + h).x);
-        most = warp_max(most);
-        for (int s = lane; s < range.used_splits; s += 32) {
-            const float2 of_split = __ldcg(all_stats + s * group + h);
-            const float weight = exp2_fast(of_split.x - most);
-            weights[h * range.used_splits + s] = weight;
-            total = fmaf(weight, of_split.y, total);
+    constexpr int kInFlight = 8;  // values of so many splits
+    for (int h = warp; h < group; h += static_cast<int>(blockDim.x) / 32) {
+        const auto stats_of = [&](int split) {
+            return split < range.used_splits ? __ldcg(all_stats + h * gridDim.x + split) : make_float2(-INFINITY, 0.0f);
+        };
+        for (int first = 0; first < pieces; first += 32) {
+            const int piece = first + lane;
+            float4 values[kInFlight];
+            const auto load_values = [&](int split) {
+#pragma unroll
+                for (int i = 0; i < kInFlight; ++i)
+                    if (split + i < range.used_splits && piece < pieces)
+                        values[i] = __ldcg(all_values + int64_t{split + i} * group * pieces + h * pieces + piece);
+            };
+            load_values(0);
+            float most = -INFINITY, total = 0.0f;
+            for (int s = lane; s < range.used_splits; s += 32) most = fmaxf(most, stats_of(s).x);
+            most = warp_max(most);
+            float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            float weight = 0.0f;  // of the lane's split
+            for (int split = 0; split < range.used_splits; split += kInFlight) {
+                if (split % 32 == 0) {
+                    const float2 of_split = stats_of(split + lane);
+                    weight = exp2_fast(of_split.x - most);
+                    total = fmaf(weight, of_split.y, total);
+                }
+#pragma unroll
+                for (int i = 0; i < kInFlight; ++i) {
+                    const float of_split = __shfl_sync(kWholeWarp, weight, split % 32 + i);
+                    if (split + i < range.used_splits) {
+                        value.x = fmaf(of_split, values[i].x, value.x), value.y = fmaf(of_split, values[i].y, value.y);
+                        value.z = fmaf(of_split, values[i].z, value.z), value.w = fmaf(of_split, values[i].w, value.w);
+                    }
+                }
+                load_values(split + kInFlight);
+            }
+            const float inverse = 1.0f / warp_sum(total);
+            if (piece < pieces)
+                out_pieces[h * pieces + piece] =
+                    make_float4(value.x * inverse, value.y * inverse, value.z * inverse, value.w * inverse);
         }
-        total = warp_sum(total);
-        if (lane == 0) inverses[h] = 1.0f / total;
-    }
-    __syncthreads();  // weights of every head
-    for (int i = threadIdx.x; i < group * pieces; i += blockDim.x) {
-        const int h = i / pieces;
-        float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-        for (int s = 0; s < range.used_splits; ++s) {
-            const float weight = weights[h * range.used_splits + s];
-            const float4 four = __ldcg(all_values + int64_t{s} * group * pieces + i);
-            value.x = fmaf(weight, four.x, value.x), value.y = fmaf(weight, four.y, value.y);
-            value.z = fmaf(weight, four.z, value.z), value.w = fmaf(weight, four.w, value.w);
-        }
-        const float inverse = inverses[h];
-        out_pieces[i] = make_float4(value.x * inverse, value.y * inverse, value.z * inverse, value.w * inverse);
     }
 }
 
@@ -459,7 +467,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 
 // attention_decode_{format}_{head_dim or any}_{query heads a warp}:
 //   qkv [max_rows, (heads + 2 kv_heads) * head_dim], step [1], cache [1] -> out [max_rows, heads * head_dim], rows 0 to
-//   step->rows counters [max_rows, kv_heads], 0 between launches; partial_stats [max_rows, kv_heads, splits, group],
+//   step->rows counters [max_rows, kv_heads], 0 between launches; partial_stats [max_rows, kv_heads, group, splits],
 //   partial_values [max_rows, kv_heads, splits, group, head_dim]
 // PRECOND: grid (splits, kv_heads, max_rows), block (32 * head_sets(group) * decode_key_sets(...)), shared
 // decode_shared_bytes(...);

@@ -7,8 +7,10 @@
 
 #include "cuda/kernels/device.cuh"
 
-// An element of float32 is a unit's i-th, i < 8, at 4 * piece(unit, units, i / 4) + i % 4 of its row.
+// The float32 elements of unit u are pieces of 4: piece(u, units, 0) and piece(u, units, 1) of a row. kHalves: a piece of the
+// row's first half and one of its second, else neighbours.
 struct Neighbours {
+    static constexpr bool kHalves = false;
     __device__ static int piece(int unit, int, int half) { return 2 * unit + half; }
 };
 
@@ -18,7 +20,7 @@ struct F32Cache {
     struct Unit {
         uint4 half[2];
     };
-    // Halves of a row, so that neighbouring lanes read neighbouring 16 bytes.
+    static constexpr bool kHalves = true;  // so that neighbouring lanes read neighbouring 16 bytes
     __device__ static int piece(int unit, int units, int half) { return unit + half * units; }
 
     __device__ static Unit load(const char* row, int unit, int units) {
@@ -162,12 +164,11 @@ struct Fp8Cache : Cache8 {
     }
     __device__ static uint32_t narrow_one(float value) {
         const uint32_t bits = __float_as_uint(value), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
-        if (magnitude > 0x7f800000u) return sign | 0x7f;
-        if (magnitude >= 0x43e00000u) return sign | 0x7e;
         // A subnormal result is in steps of 2^-9, which 2^14 puts at the last bit: the addition rounds.
-        if (magnitude < 0x3c800000u)
-            return sign | (__float_as_uint(__fadd_rn(__uint_as_float(magnitude), 16384.0f)) - 0x46800000u);
-        return sign | (magnitude + 0x7ffffu + (magnitude >> 20 & 1u) - 0x3c000000u) >> 20;
+        const uint32_t subnormal = __float_as_uint(__fadd_rn(__uint_as_float(magnitude), 16384.0f)) - 0x46800000u;
+        const uint32_t normal = (magnitude + 0x7ffffu + (magnitude >> 20 & 1u) - 0x3c000000u) >> 20;
+        const uint32_t large = magnitude > 0x7f800000u ? 0x7fu : 0x7eu;
+        return sign | (magnitude < 0x3c800000u ? subnormal : magnitude < 0x43e00000u ? normal : large);
     }
     __device__ static uint32_t narrow_two(float low, float high) { return narrow_one(low) | narrow_one(high) << 8; }
 #endif

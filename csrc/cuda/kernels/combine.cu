@@ -13,7 +13,8 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) { return make_float4(a
 
 // Piece: float, or float4 for 16-byte accesses
 template <typename Piece>
-__device__ __forceinline__ void combine(const Piece* y, const int32_t* entry, const Step* step, Piece* x, int passes, int64_t pieces) {
+__device__ __forceinline__ void combine(const Piece* y, const int32_t* entry, const Step* step, Piece* x, int passes,
+                                        int64_t pieces) {
     const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     const int row = blockIdx.y;
     let_successor_start();

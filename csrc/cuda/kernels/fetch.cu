@@ -120,9 +120,9 @@ extern "C" __global__ void __launch_bounds__(kFetchThreads)
     }
 
     if (misses > 0) {
-        __threadfence();
-        __syncthreads();  // the block has read all that it needs
+        // The block has read all that it needs of the state. Its copies need not have landed: nobody reads them in this launch.
         if (threadIdx.x == 0) {
+            __threadfence();
             is_last = atomicInc(&common->arrived, gridDim.x - 1) == gridDim.x - 1;
             __threadfence();
         }

@@ -6,9 +6,9 @@
 
 namespace llama_ext::cuda {
 
-inline constexpr int kFetchThreads = 256;   // a block
-inline constexpr int kFetchGroups = 1024;   // experts of a step, the most
-inline constexpr int kFetchSlots = 1 << 16; // of a pool, the most: their numbers are the low bits of what orders them
+inline constexpr int kFetchThreads = 256;    // a block
+inline constexpr int kFetchGroups = 1024;    // experts of a step, the most
+inline constexpr int kFetchSlots = 1 << 16;  // of a pool, the most: their numbers are the low bits of what orders them
 
 struct FetchState {
     uint64_t uses;     // fetches so far: the time that "last used" counts in, from 1 on; 0 is an empty slot's

@@ -7,8 +7,8 @@ namespace llama_ext::cuda {
 
 constexpr int kGroupingWarps = 8;  // a block
 
-// place(i, n) for each i with choices[i] == expert, in one thread, where n of them come before it. By the whole block. A warp has a
-// stretch of the choices; it counts first, so that it knows where its own begin.  of_warp [kGroupingWarps] in shared memory
+// place(i, n) for each i with choices[i] == expert, in one thread, where n of them come before it. By the whole block. A warp has
+// a stretch of the choices; it counts first, so that it knows where its own begin.  of_warp [kGroupingWarps] in shared memory
 template <typename Index, typename Place>
 __device__ __forceinline__ void place_choices(const Index* choices, int64_t count, Index expert, int* of_warp, Place place) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

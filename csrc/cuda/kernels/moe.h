@@ -5,7 +5,7 @@
 
 namespace llama_ext::cuda {
 
-inline constexpr int kMoeRouteRows = 4;    // a block, a warp each
+inline constexpr int kMoeRouteRows = 4;  // a block, a warp each
 inline constexpr int kMoeSortThreads = 256;
 inline constexpr int kMoeRowThreads = 128;  // of a block that copies or adds up a part of a row
 inline constexpr int kMoePerThread = 4;     // values of the row

@@ -6,8 +6,8 @@ namespace {
 using namespace llama_ext::cuda;
 
 template <typename Value>
-__device__ __forceinline__ void combine(const Value* y, const int64_t* source, const int64_t* place, const float* scores, Value* out,
-                                        int64_t choices, int64_t top_k, int64_t hidden, int aligned) {
+__device__ __forceinline__ void combine(const Value* y, const int64_t* source, const int64_t* place, const float* scores,
+                                        Value* out, int64_t choices, int64_t top_k, int64_t hidden, int aligned) {
     const int64_t at = (int64_t{blockIdx.y} * kMoeRowThreads + threadIdx.x) * kMoePerThread;
     let_successor_start();
     wait_for_predecessor();
@@ -46,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(kMoeSortThreads)
     if (i >= choices) return;
     const int64_t choice = source[i];
     // A plain store but for a source that is no permutation, where two may meet.
-    if (choice >= 0 && choice < choices) asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(place + choice), "l"(i) : "memory");
+    if (choice >= 0 && choice < choices)
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(place + choice), "l"(i) : "memory");
 }
 
 // y [choices, hidden], source and place [choices], scores [rows, top_k] or null -> out [rows, hidden]

@@ -7,8 +7,8 @@ namespace {
 using namespace llama_ext::cuda;
 
 template <typename Value>
-__device__ __forceinline__ void gather(const Value* x, const int64_t* source, const float* scores, Value* gathered, int64_t choices,
-                                       int64_t top_k, int64_t hidden, int aligned) {
+__device__ __forceinline__ void gather(const Value* x, const int64_t* source, const float* scores, Value* gathered,
+                                       int64_t choices, int64_t top_k, int64_t hidden, int aligned) {
     const int64_t at = (int64_t{blockIdx.y} * kMoeRowThreads + threadIdx.x) * kMoePerThread;
     let_successor_start();
     wait_for_predecessor();
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(kMoeRowThreads)
     gather(x, source, scores, gathered, choices, top_k, hidden, aligned);
 }
 extern "C" __global__ void __launch_bounds__(kMoeRowThreads)
-    moe_dispatch_bf16(const __nv_bfloat16* x, const int64_t* source, const float* scores, __nv_bfloat16* gathered, int64_t choices,
-                      int64_t top_k, int64_t hidden, int aligned) {
+    moe_dispatch_bf16(const __nv_bfloat16* x, const int64_t* source, const float* scores, __nv_bfloat16* gathered,
+                      int64_t choices, int64_t top_k, int64_t hidden, int aligned) {
     gather(x, source, scores, gathered, choices, top_k, hidden, aligned);
 }

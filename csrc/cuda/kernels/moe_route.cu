@@ -24,8 +24,7 @@ __device__ __forceinline__ void route(const Value* logits, int64_t* chosen, floa
         if (lane == 0) chosen[i] = choice.expert;
     }
     __syncwarp();
-    score(
-        top_k, scoring, [&](int i) { return widen(logits[chosen[i]]); }, [&](int i, float value) { scores[i] = value; });
+    score(top_k, scoring, [&](int i) { return widen(logits[chosen[i]]); }, [&](int i, float value) { scores[i] = value; });
 }
 
 }  // namespace
@@ -37,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(32 * kMoeRouteRows)
     route(logits, chosen, scores, rows, experts, top_k, scoring);
 }
 extern "C" __global__ void __launch_bounds__(32 * kMoeRouteRows)
-    moe_route_bf16(const __nv_bfloat16* logits, int64_t* chosen, float* scores, int64_t rows, int experts, int top_k, int scoring) {
+    moe_route_bf16(const __nv_bfloat16* logits, int64_t* chosen, float* scores, int64_t rows, int experts, int top_k,
+                   int scoring) {
     route(logits, chosen, scores, rows, experts, top_k, scoring);
 }

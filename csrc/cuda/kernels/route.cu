@@ -82,7 +82,8 @@ struct Piece {
         norm_high = whole ? load_constant(norm + column + 4) : make_uint4(0, 0, 0, 0);
     }
     __device__ __forceinline__ void widen(float* w) const {
-        const uint32_t norm[8] = {norm_low.x, norm_low.y, norm_low.z, norm_low.w, norm_high.x, norm_high.y, norm_high.z, norm_high.w};
+        const uint32_t norm[8] = {norm_low.x,  norm_low.y,  norm_low.z,  norm_low.w,
+                                  norm_high.x, norm_high.y, norm_high.z, norm_high.w};
         weights.widen(w);
 #pragma unroll
         for (int i = 0; i < 8; ++i) w[i] = __fmul_rn(w[i], __uint_as_float(norm[i]));
@@ -276,13 +277,7 @@ __device__ __forceinline__ void route(const uint8_t* quants, const uint8_t* scal
             const Sums sum = total(lane);
             logits[lane * experts + blockIdx.x] = __fmul_rn(sum.product, factor(sum.squares, hidden, eps));
         }
-        __threadfence();
-        __syncwarp();
-        // Wraps to 0 with the last block: ready for the next launch.
-        const uint32_t before = lane == 0 ? atomicInc(arrived, gridDim.x - 1) : 0;
-        last = __shfl_sync(kWholeWarp, before, 0) == gridDim.x - 1;
-        __threadfence();
-        __syncwarp();  // what lane 0 has learnt, all may read
+        last = arrive(arrived);
         if (kRows == 1 && last) sort_one(logits, experts, top_k, scoring, shared, to);
     } else {
         const int64_t quads = hidden / 4, share = (quads + gridDim.x - 1) / gridDim.x;
@@ -308,14 +303,14 @@ __device__ __forceinline__ void route(const uint8_t* quants, const uint8_t* scal
 // arrived [1]: 0 before and after
 // PRECOND: grid (experts), block (kRouteThreads); step->rows is 1, or up to kRouteRows in kernels named _16; hidden % 4 == 0
 //          (q8_0: % 32); experts <= kRouteExperts, 1 <= top_k <= experts, shared 0 or 1; x, norm and n on 16 bytes
-#define ROUTE(name, Weights, bytes_of_row, bytes_of_scales, rows, in_flight)                                                  \
-    extern "C" __global__ void __launch_bounds__(kRouteThreads)                                                               \
-        name(const uint8_t* quants, const uint8_t* scales, const Step* step, const float* x, const float* norm, float* n,     \
-             float* logits, int32_t* count, int32_t* expert, int32_t* first, int32_t* row, float* score, int32_t* entry,      \
-             uint32_t* arrived, int64_t hidden, float eps, int experts, int top_k, int scoring, int shared) {                 \
-        route<Weights, rows, in_flight>(quants + blockIdx.x * (bytes_of_row), scales + blockIdx.x * (bytes_of_scales), step,  \
-                                        x, norm, n, logits, arrived, hidden, eps, experts, top_k, scoring, shared,            \
-                                        {count, expert, first, row, score, entry});                                           \
+#define ROUTE(name, Weights, bytes_of_row, bytes_of_scales, rows, in_flight)                                                    \
+    extern "C" __global__ void __launch_bounds__(kRouteThreads)                                                                 \
+        name(const uint8_t* quants, const uint8_t* scales, const Step* step, const float* x, const float* norm, float* n,       \
+             float* logits, int32_t* count, int32_t* expert, int32_t* first, int32_t* row, float* score, int32_t* entry,        \
+             uint32_t* arrived, int64_t hidden, float eps, int experts, int top_k, int scoring, int shared) {                   \
+        route<Weights, rows, in_flight>(quants + blockIdx.x * (bytes_of_row), scales + blockIdx.x * (bytes_of_scales), step, x, \
+                                        norm, n, logits, arrived, hidden, eps, experts, top_k, scoring, shared,                 \
+                                        {count, expert, first, row, score, entry});                                             \
     }
 
 ROUTE(route_f32_1, F32, 4 * hidden, 0, 1, 4)

@@ -40,6 +40,18 @@ __device__ __forceinline__ Choice next_choice(Choice last, int steps, Order orde
     return {highest, expert};
 }
 
+// Whether this is the last block of the launch to arrive: then the warp may read what the others' calling warps had written.
+// arrived [1]: 0 before the launch and, because it wraps, after it
+__device__ __forceinline__ bool arrive(uint32_t* arrived) {
+    __threadfence();
+    __syncwarp();
+    const uint32_t before = threadIdx.x % 32 == 0 ? atomicInc(arrived, gridDim.x - 1) : 0;
+    const bool last = __shfl_sync(kWholeWarp, before, 0) == gridDim.x - 1;
+    __threadfence();
+    __syncwarp();  // what lane 0 has learnt, all may read
+    return last;
+}
+
 constexpr int kOrdersHeld = kRouteExperts / 32;
 
 // The top_k experts of a row of up to kRouteExperts logits.  take(i, expert), in every lane

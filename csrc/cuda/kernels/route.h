@@ -11,7 +11,7 @@ inline constexpr int kRouteExperts = 256;     // the most there are; a thread ea
 inline constexpr int kRouteTileRows = 32;     // of a block, where there are more rows
 inline constexpr int kRouteTileExperts = 64;  // likewise
 inline constexpr int kRouteTileThreads = 128;
-inline constexpr int kRouteChooseRows = 4;    // a block, a warp each
+inline constexpr int kRouteChooseRows = 4;  // a block, a warp each
 
 // Of the scratch: int32 counters of the blocks that have arrived, and of the entries of each expert; then, for more than
 // kRouteRows rows, what each row has chosen, int32 and float32 [max_rows, experts] at most.

@@ -8,7 +8,7 @@ namespace {
 using namespace llama_ext::cuda;
 
 // A thread of a tile, 16 by 8 of them, has 4 experts by 4 rows.
-constexpr int kTileCols = 32;      // at a time
+constexpr int kTileCols = 32;  // at a time
 // Rows of a tile lie so that 8 neighbouring ones meet all banks with 16 bytes each.
 constexpr int kTileStride = kTileCols + 4;
 constexpr int kPerThread = 4;
@@ -45,7 +45,8 @@ struct Q8_0 {
 // A tile of rows against a tile of experts. The next columns come from memory while these are multiplied. A sum of kTileCols
 // products is made first, then added.
 template <typename Format>
-__device__ __forceinline__ void logits_of_tile(const Weights& router, const Step* step, const float* n, float* logits, int experts) {
+__device__ __forceinline__ void logits_of_tile(const Weights& router, const Step* step, const float* n, float* logits,
+                                               int experts) {
     __shared__ float4 rows_in[kRouteTileRows][kTileStride / 4], weights_in[kRouteTileExperts][kTileStride / 4];
     constexpr int kQuads = kTileCols / 4, kRowLoads = kRouteTileRows * kQuads / kRouteTileThreads,
                   kWeightLoads = kRouteTileExperts * kQuads / kRouteTileThreads;
@@ -156,11 +157,11 @@ static_assert(kRouteThreads == kRouteExperts && kRouteThreads == 32 * kGroupingW
 // router [experts, hidden]: quants and scales are its planes (packed.h); n [max_rows, hidden] -> logits [max_rows, experts]
 // PRECOND: grid (ceil(max_rows / kRouteTileRows), ceil(experts / kRouteTileExperts)), block (128); hidden % 4 == 0 (q8_0: % 32);
 //          n on 16 bytes
-#define ROUTE_LOGITS(name, Format, bytes_of_row)                                                                              \
-    extern "C" __global__ void __launch_bounds__(kRouteTileThreads)                                                                \
-        name(const uint8_t* quants, const uint8_t* scales, const Step* step, const float* n, float* logits, int64_t hidden,   \
-             int experts) {                                                                                                   \
-        logits_of_tile<Format>({quants, scales, bytes_of_row, hidden}, step, n, logits, experts);                             \
+#define ROUTE_LOGITS(name, Format, bytes_of_row)                                                                            \
+    extern "C" __global__ void __launch_bounds__(kRouteTileThreads)                                                         \
+        name(const uint8_t* quants, const uint8_t* scales, const Step* step, const float* n, float* logits, int64_t hidden, \
+             int experts) {                                                                                                 \
+        logits_of_tile<Format>({quants, scales, bytes_of_row, hidden}, step, n, logits, experts);                           \
     }
 
 ROUTE_LOGITS(route_large_logits_f32, F32, 4 * hidden)
@@ -172,8 +173,8 @@ ROUTE_LOGITS(route_large_logits_q8_0, Q8_0, hidden)
 // integers, so it is the same in whatever order they arrive.
 // PRECOND: grid (ceil(max_rows / kRouteChooseRows)), block (32 * kRouteChooseRows); experts <= kRouteExperts
 extern "C" __global__ void __launch_bounds__(32 * kRouteChooseRows)
-    route_large_choose(const float* logits, const Step* step, int32_t* chosen, float* scores, int32_t* counts, int experts, int top_k,
-                       int scoring) {
+    route_large_choose(const float* logits, const Step* step, int32_t* chosen, float* scores, int32_t* counts, int experts,
+                       int top_k, int scoring) {
     const int64_t row = int64_t{blockIdx.x} * kRouteChooseRows + threadIdx.x / 32;
     let_successor_start();
     wait_for_predecessor();
@@ -187,8 +188,7 @@ extern "C" __global__ void __launch_bounds__(32 * kRouteChooseRows)
         }
     });
     __syncwarp();
-    score(
-        top_k, scoring, [&](int i) { return logits[chosen[i]]; }, [&](int i, float value) { scores[row * top_k + i] = value; });
+    score(top_k, scoring, [&](int i) { return logits[chosen[i]]; }, [&](int i, float value) { scores[row * top_k + i] = value; });
 }
 
 // chosen, scores [max_rows, top_k], counts [experts] -> with `entries` = max_rows * (top_k + shared):
