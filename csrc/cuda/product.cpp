@@ -80,8 +80,6 @@ Plan product(const ProductCall& call, const Card& card) {
     const Kind& kind = kKinds[static_cast<size_t>(call.weight.format)];
     const int rows = product_rows(call.max_rows), weights = 2 * product_pairs(rows);
 
-    // x lies in shared memory as a whole where it fits, or else by tiles, of which two blocks' fit into a multiprocessor if any
-    // do.
     // x lies in shared memory as a whole where it fits, or else by tiles.
     constexpr int kReserved = 1024;                         // bytes that the system takes for each block
     constexpr int kStatic = 4 * kProductWarps * kMostRows;  // the kernel's own
@@ -102,7 +100,6 @@ Plan product(const ProductCall& call, const Card& card) {
     // A block stages x once, whatever the number of its rows: as few blocks as fill the card.
     const int64_t items = (call.weight.rows + weights - 1) / weights;
     const int64_t fit =
-        std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, kProductBlocks);
         std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, product_blocks(rows));
     const bool experts = call.experts.value != 0;
     const int64_t groups = experts ? call.groups.max_groups : 1;

@@ -73,7 +73,14 @@ def test_a_sequence_that_starts_later(card: Remote, mask: tuple[str, int], start
     """Nothing lies before its start, which no mask reaches past."""
     for after in (0, 3, 70, 200):
         case = Case(
-            position=start + after, start=start, mask=mask, rows=2, heads=4, capacity=mask[1] and 80, splits=2, max_rows=2
+            position=start + after,
+            start=start,
+            mask=mask,
+            rows=2,
+            heads=4,
+            capacity=mask[1] and 80,
+            splits=2,
+            max_rows=2,
         )
         case.run(card, after, unwritten=True)
 
@@ -111,7 +118,15 @@ def test_one_plan_for_every_position(card: Remote, mask: tuple[str, int], captur
     """A graph is captured once; positions move in device memory, from one block to several and around the ring."""
     for seed, rows in enumerate((1, 3)):
         case = Case(
-            position=120, rows=rows, steps=11, mask=mask, capacity=mask[1] and 20, heads=3, splits=2, max_rows=4, seed=seed
+            position=120,
+            rows=rows,
+            steps=11,
+            mask=mask,
+            capacity=mask[1] and 20,
+            heads=3,
+            splits=2,
+            max_rows=4,
+            seed=seed,
         )
         assert len(case.run(card, seed, captured=captured)) == 11
 

@@ -23,7 +23,9 @@ TENSOR_CORES = ["f16", "bf16", "q8_0", "fp8"]
 class Prefill(Case):
     """As its base, run by append and prefill. key_size, value_size: what the step's own are multiplied with."""
 
-    def __init__(self, *, key_size: float = 1.0, value_size: float = 1.0, group: int = 2, kv_heads: int = 1, **case: Any):
+    def __init__(
+        self, *, key_size: float = 1.0, value_size: float = 1.0, group: int = 2, kv_heads: int = 1, **case: Any
+    ):
         case.setdefault("max_rows", case.get("rows", 1))
         super().__init__(heads=group * kv_heads, kv_heads=kv_heads, **case)
         q, kv = self.heads * self.head_dim, kv_heads * self.head_dim
@@ -101,7 +103,13 @@ def test_sequences_that_begin_late(card: Remote, format: str, mask: tuple[str, i
     far = 10_000_000
     for start, position in ((far, far), (far, far + 9), (5, 40)):
         case = Prefill(
-            position=position, rows=33, head_dim=64, format=format, mask=mask, start=start, capacity=position - start + 40
+            position=position,
+            rows=33,
+            head_dim=64,
+            format=format,
+            mask=mask,
+            start=start,
+            capacity=position - start + 40,
         )
         case.run(card, unwritten=True)
 
@@ -120,16 +128,22 @@ def test_norm_and_temperature(card: Remote, format: str, head_dim: int) -> None:
 def test_one_plan_for_every_step(card: Remote, format: str, captured: bool) -> None:
     """Rows, position and start move in device memory; blocks without rows end at once."""
     for rows in (1, 17):
-        Prefill(
-            position=30, rows=rows, steps=3, max_rows=70, group=4, kv_heads=2, head_dim=64, format=format
-        ).run(card, rows, captured)
+        Prefill(position=30, rows=rows, steps=3, max_rows=70, group=4, kv_heads=2, head_dim=64, format=format).run(
+            card, rows, captured
+        )
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_sizes(card: Remote, format: str) -> None:
     """Queries, keys and values far from 1: no term of a split falls out of its type's range."""
     small = 1e-2 if format == "fp8" else 1e-4
-    for size, key_size, value_size in ((1e-20, 1.0, 1.0), (3e4, 1.0, 1.0), (1e6, small, 1.0), (1.0, 1.0, small), (0.1, 1.0, 400.0)):
+    for size, key_size, value_size in (
+        (1e-20, 1.0, 1.0),
+        (3e4, 1.0, 1.0),
+        (1e6, small, 1.0),
+        (1.0, 1.0, small),
+        (0.1, 1.0, 400.0),
+    ):
         Prefill(
             position=0, rows=40, head_dim=64, format=format, size=size, key_size=key_size, value_size=value_size
         ).run(card)

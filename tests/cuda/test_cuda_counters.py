@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_oracles import store
 from attention_oracle import Case
-from cuda_oracles import bf16
 from cuda_worker import Remote
 from product_oracle import ALL, Weights, make
 

@@ -22,7 +22,9 @@ WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, 
 """Sizes that fill the blocks of the K formats."""
 
 
-def expected(name: str, format: str, ids: list[int], changes: dict[str, Any] | None = None, **options: Any) -> np.ndarray:
+def expected(
+    name: str, format: str, ids: list[int], changes: dict[str, Any] | None = None, **options: Any
+) -> np.ndarray:
     """Logits after each id, of the reference."""
     return ReferenceSession(program_of(name, format, 1, changes or {}, **options)).logits(ids)
 
@@ -107,7 +109,9 @@ def test_rows_are_the_same_bits(name: str, format: str, card: Remote) -> None:
 def test_graphs_are_their_launches(seed: int, card: Remote) -> None:
     ids = ids_for("maverick", 12)
     graph, launches = (
-        card.call(RUN, seed=seed, name="maverick", format="Q8_0", script=steps(ids, 5, 1), executor={"graphs": graphs})[0]
+        card.call(RUN, seed=seed, name="maverick", format="Q8_0", script=steps(ids, 5, 1), executor={"graphs": graphs})[
+            0
+        ]
         for graphs in (True, False)
     )
     assert np.array_equal(np.concatenate(graph), np.concatenate(launches))

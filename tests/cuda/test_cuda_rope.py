@@ -25,7 +25,9 @@ def run(
     x = random.standard_normal((rows, heads * 2 * pairs + rest)).astype(np.float32)
     angle = random.uniform(-4, 4, (rows, 1, pairs))
     table = np.stack([np.cos(angle[:, 0]), np.sin(angle[:, 0])], -1).astype(np.float32)
-    result, kernels = card.call("cases_rope.rope", seed, x=x, table=table, heads=heads, offset=offset, captured=captured)
+    result, kernels = card.call(
+        "cases_rope.rope", seed, x=x, table=table, heads=heads, offset=offset, captured=captured
+    )
     turned = heads * 2 * pairs
     assert result[:, turned:].tobytes() == x[:, turned:].tobytes()
     pair = x[:, :turned].astype(np.float64).reshape(rows, heads, pairs, 2)
@@ -53,7 +55,9 @@ def test_aligned(card: Remote, rows: int, heads: int, pairs: int) -> None:
         assert run(card, rows=rows, heads=heads, pairs=pairs, rest=2 * pairs, seed=seed) == "rope"
 
 
-@pytest.mark.parametrize(("heads", "pairs", "rest", "offset"), [(1, 1, 0, 0), (3, 33, 5, 0), (2, 32, 2, 0), (2, 32, 0, 1)])
+@pytest.mark.parametrize(
+    ("heads", "pairs", "rest", "offset"), [(1, 1, 0, 0), (3, 33, 5, 0), (2, 32, 2, 0), (2, 32, 0, 1)]
+)
 def test_unaligned(card: Remote, heads: int, pairs: int, rest: int, offset: int) -> None:
     for rows in (1, 5):
         assert run(card, rows=rows, heads=heads, pairs=pairs, rest=rest, offset=offset) == "rope_unaligned"
