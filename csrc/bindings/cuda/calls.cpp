@@ -52,13 +52,12 @@ void bind(py::module_& m, const std::string& name, calls::Operation<Call> operat
               return bytes;
           },
           py::kw_only(), py::arg("device") = 0);
-    m.def(
-        (name + "_plan").c_str(),
-        [=](const std::shared_ptr<Device>& device, uint64_t scratch, const py::kwargs& values) {
-            calls::Scratch at(Address{scratch});
-            return calls::plan_of(make(values), device->card(), at);
-        },
-        py::kw_only(), py::arg("device"), py::arg("scratch"));
+    m.def((name + "_plan").c_str(),
+          [=](const std::shared_ptr<Device>& device, uint64_t scratch, const py::kwargs& values) {
+              calls::Scratch at(Address{scratch});
+              return calls::plan_of(make(values), device->card(), at);
+          },
+          py::kw_only(), py::arg("device"), py::arg("scratch"));
 }
 
 int64_t number(const py::kwargs& values, const char* name) { return values[name].cast<int64_t>(); }

@@ -33,8 +33,8 @@ Plan build(const MoeRoute& call, const Card& card, Scratch& scratch);
 Plan build(const MoeDispatch& call, const Card& card, Scratch& scratch);
 Plan build(const MoeCombine& call, const Card& card, Scratch& scratch);
 
-// A kernel may fetch weights before the one ahead of it has ended, for in a program nobody writes them. Here that one may have: it
-// packed them, or it is another library's. So no launch starts early.
+// A kernel may fetch weights before the one ahead of it has ended, for in a program nobody writes them. Here that one may have:
+// it packed them, or it is another library's. So no launch starts early.
 template <typename Call>
 Plan plan_of(const Call& call, const Card& card, Scratch& scratch) {
     Plan plan = build(call, card, scratch);
