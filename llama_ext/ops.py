@@ -2,10 +2,19 @@
 `moe_route`, `moe_dispatch`, `moe_combine` for mixtures of experts.
 
 Importing this module loads `llama_ext._ops` and registers the operators; the functions here are the same
-operators with names and types. They take CPU tensors in float32 or bfloat16, compute in float32 with the
-kernels that decode, round once at the end, and run on PyTorch's threads (`torch.set_num_threads`), whose
-number changes no bit. Inputs need not be contiguous (a copy is made); results always are, and never share
-memory with an input. There are fake kernels, and all of it works under `torch.compile(fullgraph=True)`.
+operators with names and types. They take CPU or CUDA tensors, all of a call on one device, in float32 or bfloat16,
+compute in float32 with the kernels that decode, and round once at the end. Inputs need not be contiguous (a copy is
+made); results always are, and never share memory with an input. There are fake kernels, and all of it works under
+`torch.compile(fullgraph=True)`.
+
+On a CPU they run on PyTorch's threads (`torch.set_num_threads`), whose number changes no bit.
+
+On CUDA a call puts its launches into PyTorch's current stream of the device and returns: it waits for nothing and takes
+what memory it needs from PyTorch, so that it can be captured in a graph (after the same call outside, which loads its
+kernels). Nothing looks at values there: `moe_dispatch` and `moe_combine` say what becomes of a wrong index. bfloat16 is
+widened in memory first. It needs a build with CUDA (`llama_ext._core.cuda.about`) and a PyTorch with CUDA. The kernels,
+and the calls that launch them, are tested on raw addresses on the project's virtual GPU; that PyTorch dispatches CUDA
+tensors to them, on its stream, has not been run yet, for want of a GPU.
 
 They are for inference: there is no backward. A result of inputs that require a gradient can be computed, but
 PyTorch warns, and yields no gradient, when `backward()` reaches it.
@@ -18,6 +27,7 @@ Raises:
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -28,6 +38,8 @@ except ImportError as _error:
     raise ImportError(
         "llama_ext.ops needs PyTorch 2.10 or later, which is not installed: install torch (2.10 or later)."
     ) from _error
+
+from . import _core
 
 __all__ = ["attention", "linear", "moe_combine", "moe_dispatch", "moe_route", "rms_norm", "rope"]
 
@@ -44,7 +56,8 @@ def _check_torch(version: str) -> None:
         raise ImportError(f"llama_ext.ops needs PyTorch 2.10 or later, not {version}: install torch (2.10 or later).")
 
 
-def _load(module: str) -> None:
+def _load(module: str) -> str:
+    """-> the library's file"""
     # Not a Python module, but its file lies where one of that name would, in a wheel and an editable install.
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -59,10 +72,21 @@ def _load(module: str) -> None:
         raise ImportError(
             f"{spec.origin} does not load with PyTorch {torch.__version__} ({error}): build llama_ext again."
         ) from error
+    return spec.origin
+
+
+def _connect(library: str, table: int) -> None:
+    """Hands the operators the CUDA calls, whose kernels lie in _core."""
+    set_cuda = ctypes.CDLL(library).llama_ext_ops_set_cuda
+    set_cuda.argtypes, set_cuda.restype = (ctypes.c_void_p,), ctypes.c_int
+    if not set_cuda(table):
+        raise ImportError(f"{library} and llama_ext._core are not of one build: build llama_ext again.")
 
 
 _check_torch(torch.__version__)
-_load("llama_ext._ops")
+_library = _load("llama_ext._ops")
+if _core.cuda.built:
+    _connect(_library, _core.cuda.calls_address)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
@@ -126,7 +150,8 @@ def attention(
     - "sliding": max(0, p - extent + 1).
 
     A call first copies the visible keys and values into the layout that decoding keeps them in. For one query
-    that costs more than the attention: a `llama_ext.Session` keeps its cache instead.
+    that costs more than the attention: a `llama_ext.Session` keeps its cache instead. On CUDA head_dim is a multiple of
+    8 up to 256, and up to 16 query heads share a key-value head.
 
     Args:
         q: [rows, heads, head_dim], float32 or bfloat16.
@@ -149,7 +174,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, format: str) -> torch.Tensor:
     For the integer formats (every one but F32, F16 and BF16) x is rounded, in blocks of 32 along k, to 15-bit
     integers times max|x| / 16319, so an output is off by no more than the sum over blocks of
     sum|w| * max|x| / 32638. Weights are brought into the kernels' order at every call, which costs a second
-    pass over them: a `llama_ext.Session` does so once.
+    pass over them, and on CUDA as much memory again for the time of the call: a `llama_ext.Session` does so once.
 
     Args:
         x: [..., k], float32 or bfloat16; k a multiple of the format's block.
@@ -198,7 +223,8 @@ def moe_dispatch(
 
     Args:
         x: [rows, hidden], float32 or bfloat16.
-        experts: [rows, top_k] int64, each 0 to num_experts - 1.
+        experts: [rows, top_k] int64, each 0 to num_experts - 1. On CUDA this is not checked: one that is not has no
+            place, and part of `gathered` and `source` is then left as it is.
         num_experts: how many experts there are, 0 to 2^31 - 1.
         scores: [rows, top_k] float32; each multiplies its copy (Llama 4). The product is rounded once, to x's
             dtype. None leaves rows as they are.
@@ -222,7 +248,8 @@ def moe_combine(y: torch.Tensor, source: torch.Tensor, rows: int, scores: torch.
     Args:
         y: [rows * top_k, hidden], float32 or bfloat16: the experts' results, in the order of moe_dispatch's
             `gathered`.
-        source: [rows * top_k] int64 from moe_dispatch: a permutation.
+        source: [rows * top_k] int64 from moe_dispatch: a permutation. On CUDA this is not checked: a choice that it
+            lacks makes its row NaN.
         rows: how many rows there are; a changing number does not recompile.
         scores: [rows, top_k] float32; each multiplies its choice's result (Mixtral). None adds them as they are.
 

@@ -57,6 +57,10 @@ CUDA_RMS_NORM = 1e-6
 # attention: a handful of roundings, as in the operators' 1e-6, an exponential of 2 ulp, sums over up to hundreds of
 # keys.
 CUDA_ATTENTION = 2e-6
+# rope as an operator: cosine, sine, one product and a fused one, rounded once each, of |a| + |b|.
+CUDA_ROPE_CALL = 1.5 * 2.0**-23
+# A result rounded to bfloat16: half a unit of 8 significant bits.
+BF16_ROUNDING = 2.0**-8
 # rope: two products and a sum, a product rounded where it is not fused.
 CUDA_ROPE = 2**-23
 # attention of many rows: as CUDA_ATTENTION where a float32 goes into tensor cores as two terms of f16, 22 bits. Two terms of

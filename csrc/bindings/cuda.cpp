@@ -24,6 +24,7 @@ void bind_cuda(py::module_& m) {
     bind_cuda_attention(part);
     bind_cuda_route(part);
     bind_cuda_moe(part);
+    bind_cuda_calls(part);
     bind_cuda_embed(part);
     bind_cuda_sample(part);
     bind_cuda_executor(part);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -110,6 +111,48 @@ def test_no_backward() -> None:
     with pytest.warns(UserWarning, match="an autograd kernel was not registered"):
         result.sum().backward()
     assert x.grad is None
+
+
+EVERY = ("rms_norm", "rope", "attention", "linear", "moe_route", "moe_dispatch", "moe_combine")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_registered_for_cuda(name: str) -> None:
+    for key in ("CPU", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"llama_ext::{name}", key)
+
+
+def mixed() -> dict[str, tuple[tuple[Any, ...], str]]:
+    """Arguments of which one lies on another device than the rest, and what is said of it."""
+    x, chosen = oracle.normal(5, 64), torch.zeros(5, 2, dtype=torch.int64)
+    heads, scores = oracle.normal(5, 4, 16), torch.ones(5, 2)
+    positions, frequency = torch.arange(5), torch.rand(8, dtype=torch.float64)
+    away: Callable[[torch.Tensor], torch.Tensor] = lambda t: t.to("meta")  # noqa: E731
+    return {
+        "rms_norm": ((x, away(oracle.normal(64)), 1e-5), "weight must be on x's device"),
+        "rope": ((heads, away(positions), frequency, True), "positions must be on x's device"),
+        "attention": ((heads, heads, away(heads), 0, "causal", 0, None), "v must be on q's device"),
+        "linear": ((x, away(x), "F32"), "weight must be on x's device"),
+        "moe_route": ((away(x), 2, "softmax"), "logits must be a CPU or a CUDA tensor"),
+        "moe_dispatch": ((x, chosen, 3, away(scores)), "scores must be on x's device"),
+        "moe_combine": ((x[:4], away(torch.arange(4)), 2, None), "source must be on y's device"),
+    }
+
+
+@pytest.mark.parametrize("key", ["CPU", "CUDA"])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_mix_of_devices(name: str, key: str) -> None:
+    """The kernel of either dispatch key, with a tensor that neither takes (the one that there is without a GPU)."""
+    arguments, said = mixed()[name]
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    with pytest.raises(RuntimeError, match=rf"^{name}: {said}"):
+        getattr(torch.ops.llama_ext, name).default.redispatch(keys, *arguments)
+
+
+def test_a_library_of_another_build() -> None:
+    table = ctypes.create_string_buffer(1024)  # no layout is 0
+    with pytest.raises(ImportError, match=r"_ops.*are not of one build: build llama_ext again"):
+        ops._connect(ops._library, ctypes.addressof(table))
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -72,6 +72,7 @@ inline size_t bytes_of(std::initializer_list<int64_t> shape, size_t element_byte
 
 // The operations, a file each.
 void bind_cuda_attention(pybind11::module_& m);
+void bind_cuda_calls(pybind11::module_& m);
 void bind_cuda_attention_prefill(pybind11::module_& m);
 void bind_cuda_device(pybind11::module_& m);
 void bind_cuda_embed(pybind11::module_& m);
