@@ -608,6 +608,32 @@ class cuda:
         groups: "count", "expert", "first", "row", "score" and the number "max_groups" (csrc/cuda/product.h).
         """
     @staticmethod
+    def product_tiles(
+        *,
+        weight: cuda.Buffer | None = None,
+        format: str,
+        rows: int,
+        cols: int,
+        step: cuda.Buffer,
+        max_rows: int,
+        which: Literal["all", "logits"] = "all",
+        x: cuda.Buffer,
+        norm: cuda.Buffer | None = None,
+        eps: float = 0.0,
+        epilogue: Literal["store", "add", "silu_times_up", "rotate"] = "store",
+        y: cuda.Buffer,
+        y_stride: int | None = None,
+        table: cuda.Buffer | None = None,
+        rotated: int = 0,
+        pairs: int = 0,
+        groups: dict[str, cuda.Buffer | int] | None = None,
+        experts: cuda.Buffer | None = None,
+        offset: int = 0,
+        gathered: bool = False,
+        scaled: bool = False,
+    ) -> cuda.Plan:
+        """The same for any number of rows, on tensor cores: norm is None, the epilogue not rotate, the format not F32."""
+    @staticmethod
     def attention(
         *,
         qkv: cuda.Buffer,

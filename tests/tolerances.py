@@ -93,6 +93,25 @@ def cuda_route(hidden: int, rows: int) -> float:
 # 2^-22 relatively, in weights and in their sum, QK-norm's reciprocal root by 1.4e-7 of a score. Measured, with an
 # exponential that is nearly exact: 1.7e-8, with QK-norm 2.9e-8, with scores in the hundreds 6.4e-8.
 CUDA_ATTENTION_DECODE = 5e-7
+def cuda_product_tiles(format: str, cols: int) -> float:
+    """Products on tensor cores. Each activation is two numbers of 16 bits: float16, 2^10 .. 2^11 the largest of 32 columns,
+    misses it by 2^-22 (or by 2^-24 / 2^10 of the largest); bfloat16, which meets bfloat16 weights, by 2^-17. What a step of
+    32 columns sums up: 64 exact products in float32, which tensor cores may cut off where they add (twice a rounding) and
+    take up to 16 at once, so 8 times 2 roundings; its scale and the sum over steps, one each, twice with halves or minima;
+    a minimum's sum of x, 5. dequantize() itself rounds minima, 3.
+    Measured on the virtual GPU: 2^-21.7 of the sum of absolute values, bfloat16 2^-18.1; up to 0.6 of it.
+    """
+    twice = format in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+    of_step = 8 * 2 + 3 + (8 if twice else 0)
+    terms = 2.0**-17 if format == "BF16" else 2.0**-22
+    return terms + ROUNDING * (of_step + -(-cols // 32) * (1 + twice))
+
+
+def cuda_route(hidden: int) -> float:
+    """Up to 16 rows: a thread has 8 columns of each 2048, one after the other, then five sums between lanes and eight
+    between warps. More: 32 columns one after the other, then a sum of as many such. And the norm's factor (of x that it
+    was made of: half the error of its sum, and rsqrt.approx), three products, q8_0's among them."""
+    return ROUNDING * (max(hidden / 256 + 8 + 13, 32 + hidden / 32) * 1.5 + 8)
 
 
 # A prefill on a GPU against the reference, beside what the formats cost: tensor cores take activations as two terms of f16,

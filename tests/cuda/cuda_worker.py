@@ -155,6 +155,7 @@ def wrong_arguments(operation: str, **changes: Any) -> str:
             "head_dim": 64, "format": "bf16", "mask": ("global", 0), "scale": 1.0, "splits": 4
         },
     }  # fmt: skip
+    arguments["product_tiles"] = arguments["product"]
     call = arguments[operation] | changes
     for name, value in call.items():
         if isinstance(value, str) and "+" in value:  # "offset+bytes" of a buffer

@@ -114,6 +114,18 @@ def product(weights: Weights, x: Array, norm: Array | None = None, eps: float = 
     return meets @ weights.values.T, bound + weights.shape[1] * 1e-37  # denormal scales
 
 
+def product_tiles(weights: Weights, x: Array) -> tuple[Array, Array]:
+    """The same of product_tiles, which takes x as it is."""
+    wide = x.astype(np.float64)
+    rounding = tolerances.cuda_product_tiles(weights.format, weights.shape[1])
+    # A float16 of the smaller term may be denormal: 2^-35 of the largest of the columns that share a scale.
+    rows, cols = x.shape
+    padded = np.pad(np.abs(wide), ((0, 0), (0, -cols % 32))).reshape(rows, -1, 32)
+    largest = padded.max(-1).repeat(32, 1)[:, :cols]
+    bound = (rounding * np.abs(wide) + 2.0**-35 * largest) @ weights.parts.T
+    return wide @ weights.values.T, bound + cols * 1e-37  # denormal scales
+
+
 def silu_times_up(value: Array, bound: Array) -> tuple[Array, Array]:
     """Of rows that are gate's and up's in turn. SiLU's slope is at most 1.1; the exponential is off by 2 ulp."""
     gate, up = value[:, ::2], value[:, 1::2]

@@ -21,7 +21,7 @@
 
 namespace {
 
-constexpr int kTerms = 2;      // of x
+constexpr int kTerms = 2;       // of x
 constexpr int kTileStages = 3;  // of packed weights under way
 
 // --- What a thread has of a step: 16 weights of a row --------------------------------------------------------------------------
@@ -125,7 +125,8 @@ __device__ __forceinline__ void multiply_matrices(float (&sum)[4], uint4 a, uint
             : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
-// Where piece 0 .. 3 (8 columns) of a row of a shared tile lies, in 16 bytes.
+// Where piece 0 .. 3 (8 columns) of a row of a shared tile lies, in 16 bytes. So piece p ^ q of row r + 8 n lies at
+// (tile_piece(r, p) ^ q) + 32 n: a thread needs to know one place.
 __device__ __forceinline__ int tile_piece(int row, int piece) { return row * 4 + (piece ^ (row / 2 % 4)); }
 
 template <class To, class From>
@@ -204,7 +205,8 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
     const int my_row = 16 * warp + lane % 8 + 8 * (lane / 16), half = lane / 8 % 2;
     const uint32_t w_row = static_cast<uint32_t>(min(row_tile * kTileWeights + my_row, a.rows - 1));
     const uint32_t first_block = w_row * static_cast<uint32_t>(steps);
-    PlanePointers at{a.weight, a.weight + a.high, a.weight + a.scales, a.weight + a.supers};
+    const int my_piece = tile_piece(my_row, kNibbles ? half : 2 * half);
+    const char* base = a.weight;
 
     const auto fetch = [&](int step) {
         if (step < steps) {
@@ -215,22 +217,22 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const bool there = unit + i < units;
-                    copy_async_once(to + 16 * (kTileThreads * i + thread), at.quants + int64_t{w_row * units + (there ? unit + i : 0)} * 16,
+                    copy_async_once(to + 16 * (kTileThreads * i + thread), base + int64_t{w_row * units + (there ? unit + i : 0)} * 16,
                                     there);
                 }
             } else if constexpr (T::kSource.quants == 16) {
-                copy_async_once(to + 16 * thread, at.quants + int64_t{block} * 32 + 16 * half);
+                copy_async_once(to + 16 * thread, base + int64_t{block} * 32 + 16 * half);
             } else {
-                copy_async<8>(to + 8 * thread, at.quants + int64_t{block} * 16 + 8 * half);
+                copy_async<8>(to + 8 * thread, base + int64_t{block} * 16 + 8 * half);
             }
             to += kTileThreads * T::kSource.quants;
-            if constexpr (T::kSource.high) copy_async<T::kSource.high>(to + T::kSource.high * thread, at.high + int64_t{block} * T::kSource.high);
+            if constexpr (T::kSource.high) copy_async<T::kSource.high>(to + T::kSource.high * thread, base + a.high + int64_t{block} * T::kSource.high);
             to += kTileThreads * T::kSource.high;
-            if constexpr (T::kSource.scales) copy_async<4>(to + 4 * thread, at.scales + (int64_t{block} * T::kSource.scale_bytes & ~int64_t{3}));
+            if constexpr (T::kSource.scales) copy_async<4>(to + 4 * thread, base + a.scales + (int64_t{block} * T::kSource.scale_bytes & ~int64_t{3}));
             to += kTileThreads * T::kSource.scales;
             if constexpr (T::kSource.supers)
                 copy_async<T::kSource.supers>(to + T::kSource.supers * thread,
-                                           at.supers + (int64_t{block / 8} * T::kSource.super_bytes & ~int64_t{3}));
+                                           base + a.supers + (int64_t{block / 8} * T::kSource.super_bytes & ~int64_t{3}));
         }
         commit_copies();
     };
@@ -258,8 +260,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
         return;
     }
     if (a.experts) {
-        const char* const base = reinterpret_cast<const char*>(a.experts[a.group_expert[group]]) + a.offset;
-        at = {base, base + a.high, base + a.scales, base + a.supers};
+        base = reinterpret_cast<const char*>(a.experts[a.group_expert[group]]) + a.offset;
         fetch_first();
     }
     count = min(count - done, kTileTokens);  // of this tile
@@ -268,24 +269,31 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
     // Two tokens' columns 4 part .. 4 part + 3 and 16 more. Four lanes have a token; in the order of lanes tokens 0 1 4 5 2 3 6 7 of
     // eight, whose pieces lie in different banks for either half of a warp. Tokens past the end repeat the last one.
     const int part = lane % 4, of_eight = (lane / 4 & 1) | (lane / 4 & 2) << 1 | (lane / 4 & 4) >> 1;
-    RowOfX x[2];
+    int x_row[2];
     float4 in_flight[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const int token = min(32 * i + 8 * warp + of_eight, count - 1);
-        const int64_t row = a.experts && a.gathered ? a.entry_row[first + token] : first + token;
-        x[i] = RowOfX{a.x + row * a.cols, a.cols};
+        x_row[i] = a.experts && a.gathered ? a.entry_row[first + token] : first + token;
     }
     const auto fetch_tokens = [&](int step) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (32 * i < count) {
-                in_flight[i][0] = x[i].piece(8 * step + part);
-                in_flight[i][1] = x[i].piece(8 * step + 4 + part);
+                const RowOfX x{a.x + int64_t{x_row[i]} * a.cols, a.cols};
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    const int piece = 8 * step + 4 * k + part;
+                    if constexpr (T::kSource.quants == 32)
+                        in_flight[i][k] = x.piece(piece);
+                    else  // whole blocks
+                        in_flight[i][k] = reinterpret_cast<const float4*>(x.at)[piece];
+                }
             }
     };
 
     const auto put_tokens = [&](int buffer) {
+        const int at = 2 * tile_piece(8 * warp + of_eight, part / 2) + part % 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             if (32 * i >= count) break;
@@ -318,7 +326,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
                 for (int k = 0; k < 2; ++k) {
                     const uint32_t low = take_term<kBf16>(v[4 * k], v[4 * k + 1]);
                     const uint32_t high = take_term<kBf16>(v[4 * k + 2], v[4 * k + 3]);
-                    to[2 * tile_piece(token, 2 * k + part / 2) + part % 2] = make_uint2(low, high);
+                    to[(at ^ 4 * k) + 256 * i] = make_uint2(low, high);
                 }
             }
         }
@@ -384,11 +392,12 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
                     __uint_as_float(exponent == 0xff ? 0x7fc00000u : exponent == 0 ? 0x00400000u : exponent << 23);
         }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) weights[buffer][tile_piece(my_row, kNibbles ? half + 2 * i : 2 * half + i)] = out[i];
+        for (int i = 0; i < 2; ++i) weights[buffer][my_piece ^ (kNibbles ? 2 * i : i)] = out[i];
     };
 
     // A warp's 32 rows of W by 32 tokens. A lane has of each 16 by 8: rows g and g + 8, tokens 2 c and 2 c + 1.
     const int warp_row = warp % 2 * 32, warp_token = warp / 2 * 32, g = lane / 4, c = lane % 4;
+    const int w_piece = tile_piece(warp_row + lane % 16, lane / 16), v_piece = tile_piece(warp_token + lane % 8, lane / 8);
     float sums[2][4][4] = {};
     const auto multiply = [&](int buffer) {
         uint4 w[2][2];
@@ -397,7 +406,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
             for (int k = 0; k < 2; ++k)
-                w[m][k] = load_matrices(&weights[buffer][tile_piece(warp_row + 16 * m + lane % 16, 2 * k + lane / 16)]);
+                w[m][k] = load_matrices(&weights[buffer][(w_piece ^ 2 * k) + 64 * m]);
             if constexpr (kFactors<T> > 0) {
 #pragma unroll
                 for (int f = 0; f < kFactors<T>; ++f)
@@ -410,7 +419,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
             uint4 v[kTerms];
 #pragma unroll
             for (int t = 0; t < kTerms; ++t)
-                v[t] = load_matrices(&tokens[buffer][t][tile_piece(warp_token + 8 * n + lane % 8, lane / 8)]);
+                v[t] = load_matrices(&tokens[buffer][t][v_piece + 32 * n]);
             float4 of_two{};  // scale and sum of two tokens
             if constexpr (!kBf16) of_two = reinterpret_cast<const float4*>(&of_tokens[buffer][warp_token + 8 * n])[c];
 #pragma unroll
@@ -450,11 +459,11 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
         __syncthreads();  // this step's tile is there, and all are through with the one before
         fetch(step + kTileStages);
         if (step + 1 < steps) fetch_tokens(step + 1);
-        if (warp_token < count) multiply(step % 2);
+        if (warp_token < count) multiply(step & 1);
         if (step + 1 < steps) {
             wait_for_copies<kTileStages - 1>();
-            put_weights(step + 1, (step + 1) % 2);
-            put_tokens((step + 1) % 2);
+            put_weights(step + 1, ~step & 1);
+            put_tokens(~step & 1);
         }
     }
 
@@ -478,7 +487,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
                 if (a.epilogue == kProductSiluTimesUp) {
                     // The lane of the even row, gate's, makes the first token's result, that of up's the second's.
                     const bool up = g % 2;
-                    const float other = __shfl_xor_sync(kWholeWarp, value[up ? 0 : 1], 4);
+                    const float other = __shfl_xor_sync(kWholeWarp, up ? value[0] : value[1], 4);
                     if (row < a.rows && token + up < count)
                         y[up * a.y_stride + row / 2] = up ? silu(other) * value[1] : silu(value[0]) * other;
                     continue;
