@@ -344,7 +344,8 @@ class cuda:
     class calls:
         """Those functions, each with the fields of its struct by name; arrays are addresses, null is None or 0.
 
-        Work in the stream is not waited for. Whatever is refused is a RuntimeError. `..._plan` is what would be launched.
+        Work in the stream is not waited for. Whatever is refused is a RuntimeError. `..._plan` is what would be
+        launched.
         """
 
         @staticmethod
@@ -632,7 +633,7 @@ class cuda:
         gathered: bool = False,
         scaled: bool = False,
     ) -> cuda.Plan:
-        """The same for any number of rows, on tensor cores: norm is None, the epilogue not rotate, the format not F32."""
+        """The same for any number of rows, on tensor cores: no norm, no rotation, no F32."""
     @staticmethod
     def attention(
         *,

@@ -63,8 +63,9 @@ CUDA_ROPE_CALL = 1.5 * 2.0**-23
 BF16_ROUNDING = 2.0**-8
 # rope: two products and a sum, a product rounded where it is not fused.
 CUDA_ROPE = 2**-23
-# attention of many rows: as CUDA_ATTENTION where a float32 goes into tensor cores as two terms of f16, 22 bits. Two terms of
-# bf16 leave up to 2^-18 of a query's element and of a probability: 4e-6 more. Measured: 2.2e-7 (f32, f16, fp8) and 3.1e-6.
+# attention of many rows: as CUDA_ATTENTION where a float32 goes into tensor cores as two terms of f16, 22 bits. Two
+# terms of bf16 leave up to 2^-18 of a query's element and of a probability: 4e-6 more. Measured: 2.2e-7 (f32, f16,
+# fp8) and 3.1e-6.
 CUDA_ATTENTION_PREFILL = {"f32": 2e-6, "f16": 2e-6, "fp8": 2e-6, "bf16": 6e-6, "q8_0": 6e-6}
 
 
@@ -89,16 +90,20 @@ def cuda_route(hidden: int, rows: int) -> float:
     for 64 columns, less than 1 for 2048 and more."""
     sums = hidden / 256 + 8 + 12 if rows <= 16 else 32 + hidden / 32
     return ROUNDING * (1.5 * sums + 8)
+
+
 # attention of up to 16 rows, whose sums are chains of 8 under trees, or a step of 8 keys a link: ex2.approx is off by
 # 2^-22 relatively, in weights and in their sum, QK-norm's reciprocal root by 1.4e-7 of a score. Measured, with an
 # exponential that is nearly exact: 1.7e-8, with QK-norm 2.9e-8, with scores in the hundreds 6.4e-8.
 CUDA_ATTENTION_DECODE = 5e-7
+
+
 def cuda_product_tiles(format: str, cols: int) -> float:
-    """Products on tensor cores. Each activation is two numbers of 16 bits: float16, 2^10 .. 2^11 the largest of 32 columns,
-    misses it by 2^-22 (or by 2^-24 / 2^10 of the largest); bfloat16, which meets bfloat16 weights, by 2^-17. What a step of
-    32 columns sums up: 64 exact products in float32, which tensor cores may cut off where they add (twice a rounding) and
-    take up to 16 at once, so 8 times 2 roundings; its scale and the sum over steps, one each, twice with halves or minima;
-    a minimum's sum of x, 5. dequantize() itself rounds minima, 3.
+    """Products on tensor cores. Each activation is two numbers of 16 bits: float16, 2^10 .. 2^11 the largest of 32
+    columns, misses it by 2^-22 (or by 2^-24 / 2^10 of the largest); bfloat16, which meets bfloat16 weights, by 2^-17.
+    What a step of 32 columns sums up: 64 exact products in float32, which tensor cores may cut off where they add
+    (twice a rounding) and take up to 16 at once, so 8 times 2 roundings; its scale and the sum over steps, one each,
+    twice with halves or minima; a minimum's sum of x, 5. dequantize() itself rounds minima, 3.
     Measured on the virtual GPU: 2^-21.7 of the sum of absolute values, bfloat16 2^-18.1; up to 0.6 of it.
     """
     twice = format in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -107,15 +112,8 @@ def cuda_product_tiles(format: str, cols: int) -> float:
     return terms + ROUNDING * (of_step + -(-cols // 32) * (1 + twice))
 
 
-def cuda_route(hidden: int) -> float:
-    """Up to 16 rows: a thread has 8 columns of each 2048, one after the other, then five sums between lanes and eight
-    between warps. More: 32 columns one after the other, then a sum of as many such. And the norm's factor (of x that it
-    was made of: half the error of its sum, and rsqrt.approx), three products, q8_0's among them."""
-    return ROUNDING * (max(hidden / 256 + 8 + 13, 32 + hidden / 32) * 1.5 + 8)
-
-
-# A prefill on a GPU against the reference, beside what the formats cost: tensor cores take activations as two terms of f16,
-# 22 bits, or of bf16, 16 bits. Those move a product as EXECUTOR_Q15's 15 bits do, by less.
+# A prefill on a GPU against the reference, beside what the formats cost: tensor cores take activations as two terms
+# of f16, 22 bits, or of bf16, 16 bits. Those move a product as EXECUTOR_Q15's 15 bits do, by less.
 CUDA_PREFILL = 1e-4
 
 # One layer's mixture of experts out of the torch operators against transformers' block in float32: three products of

@@ -22,7 +22,7 @@ def sample(
 ) -> list[int]:
     """Draws one after the other with one plan and one scratch memory, each with state of its own.
 
-    A draw: logits [vocab], params, history, position (of the token drawn), rows, draw, wanted.  offset: of the logits in
+    A draw: logits [vocab], params, history, position (of the token drawn), rows, draw, wanted.  offset: of logits in
     their buffer, in floats.  between: launches that read and write the logits lie around the sampler's, in one plan.
     """
     card = Card(image)

@@ -1,5 +1,5 @@
-"""Whole programs on the card, through the captured graphs, against the reference: every generation, every weight format,
-every cache; over chunk borders, drafted rows and what is taken back of them."""
+"""Whole programs on the card, through the captured graphs, against the reference: every generation, weight format and
+cache; over chunk borders, drafted rows and what is taken back of them."""
 
 from __future__ import annotations
 
@@ -142,8 +142,9 @@ def test_sessions_take_turns_and_grow(card: Remote) -> None:
 )
 def test_draws_are_those_of_the_cpu(params: dict[str, Any], card: Remote) -> None:
     ids = ids_for("global", 30)
-    script = [step for at in range(len(ids)) for step in (("step", ids[at : at + 1], 1), ("rollback", 1),
-                                                          ("draw", ids[at : at + 1], params, ids[: at + 1]))]  # fmt: skip
+    script: list[tuple[Any, ...]] = []
+    for at in range(len(ids)):
+        script += [("step", ids[at : at + 1], 1), ("rollback", 1), ("draw", ids[at : at + 1], params, ids[: at + 1])]
     results, _ = card.call(RUN, name="global", format="Q8_0", script=script)
     for at, (logits, drawn) in enumerate(zip(results[::2], results[1::2], strict=True)):
         history = np.array(ids[: at + 1], np.int32)

@@ -1,4 +1,4 @@
-"""rms_norm with exactly one barrier, bound, initialisation or wait taken out: the virtual GPU reports each, at a line of it.
+"""rms_norm with one barrier, bound, initialisation or wait taken out: the virtual GPU reports each, at a line of it.
 
 What this shows is that the runs of these tests would not have passed without it.
 """

@@ -1,4 +1,4 @@
-"""The sampler gives the ids of the CPU's, draw by draw: every filter, every tail of a slice, ties, infinities, errors."""
+"""The sampler gives the ids of the CPU's, draw by draw: every filter, tail of a slice, ties, infinities, errors."""
 
 from __future__ import annotations
 

@@ -47,6 +47,20 @@ struct TileMxfp8 {
     static constexpr TileSource kSource{16, 0, 4, 0, 1, 0};
     static constexpr bool kBf16 = false;
 };
+// One row of x in global memory.
+struct RowOfX {
+    const float* at;
+    int cols;
+
+    // Columns 4 i .. 4 i + 3; what is past the end is 0. Rows begin on 16 bytes where cols is a multiple of 4.
+    __device__ __forceinline__ float4 piece(int i) const {
+        const int col = 4 * i;
+        if (cols % 4 == 0) return col < cols ? reinterpret_cast<const float4*>(at)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        return make_float4(col < cols ? at[col] : 0.0f, col + 1 < cols ? at[col + 1] : 0.0f, col + 2 < cols ? at[col + 2] : 0.0f,
+                           col + 3 < cols ? at[col + 3] : 0.0f);
+    }
+};
+
 // Integers of a format of product.cuh.
 template <class F, int high, int scale, int super>
 struct TileIntegers {
