@@ -533,7 +533,7 @@ class cuda:
         gathered: bool = False,
         scaled: bool = False,
     ) -> cuda.Plan:
-        """The same for any number of rows, on tensor cores: norm is None, the epilogue not rotate, the format not F32."""
+        """The same for any number of rows, on tensor cores: no norm, the epilogue not rotate, the format not F32."""
     @staticmethod
     def attention(
         *,

@@ -146,10 +146,14 @@ def test_experts(card: Remote, format: str) -> None:
     weights = [make(format, outputs, cols, i) for i in range(9)]
     for rows, entries in ((20, [1, 20]), (70, [3, 0, 70, 33])):
         groups = expert_case(rows, entries, rows)
-        for gathered, scaled, epilogue in ((True, False, "store"), (True, True, "silu_times_up"), (False, True, "store")):
+        for gathered, scaled, epilogue in (
+            (True, False, "store"),
+            (True, True, "silu_times_up"),
+            (False, True, "store"),
+        ):
             token = gaussian(rows, rows if gathered else sum(entries), cols)
-            y = card.call("cases_product.experts", rows, operation="product_tiles", format=format, rows=outputs, cols=cols,
-                          data=[w.data for w in weights], x=token, groups=groups, max_rows=rows,
+            y = card.call("cases_product.experts", rows, operation="product_tiles", format=format, rows=outputs,
+                          cols=cols, data=[w.data for w in weights], x=token, groups=groups, max_rows=rows,
                           max_groups=len(entries) + 2, offset=512 * scaled, gathered=gathered, scaled=scaled,
                           epilogue=epilogue, captured=rows == 20)  # fmt: skip
             at = 0
@@ -182,7 +186,7 @@ def test_a_launch_that_reads_what_the_one_before_wrote(card: Remote, seed: int, 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_it_asks_of_memory(card: Remote, format: str) -> None:
-    """No bank of shared memory twice in a pass; a tile of W is copied once a tile of tokens, x read in whole sectors."""
+    """No bank of shared memory twice in a pass; x is read in whole sectors, once a tile of W."""
     weights, x = make(format, 128, 512, 1), gaussian(2, 64, 512)
     (launch,) = card.call("report", function="cases_product.product",
                           arguments={"operation": "product_tiles", "x": x, **weights.arguments})  # fmt: skip
@@ -206,7 +210,10 @@ def test_a_lost_term_is_seen() -> None:
     [
         ({"format": "F32"}, "product_tiles: format is F32, must be of 16 bits or fewer"),
         ({"norm": "0+256"}, "product_tiles: norm is an address, must be null"),
-        ({"epilogue": "rotate", "table": "0+4096", "pairs": 1}, "product_tiles: epilogue is rotate, must be store, add or"),
+        (
+            {"epilogue": "rotate", "table": "0+4096", "pairs": 1},
+            "product_tiles: epilogue is rotate, must be",
+        ),
         ({"max_rows": 0}, "product_tiles: max_rows is 0, must be 1 to"),
         ({"cols": 33}, "product_tiles: cols is 33, must be a multiple of 32"),
         ({"rows": 99, "epilogue": "silu_times_up"}, "product_tiles: rows is 99, must be even"),

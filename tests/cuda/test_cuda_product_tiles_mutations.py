@@ -1,4 +1,4 @@
-"""product_tiles with exactly one barrier, wait, bound or initialisation taken out: the virtual GPU reports each, at a line of it."""
+"""product_tiles with exactly one barrier, wait, bound or initialisation taken out: the virtual GPU reports each."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def of(name: str, old: str, new: str, call: tuple[str, dict[str, Any]], source: 
 
 
 MUTATIONS = [
-    (of("tile_made", "        __syncthreads();  // this step's", "        // this step's", run("Q4_0", 64, 96, 64), "block"),
-     BARRIER),
+    (of("tile_made", "        __syncthreads();  // this step's", "        // this step's",
+        run("Q4_0", 64, 96, 64), "block"), BARRIER),
     (of("copies", "            wait_for_copies<kTileStages - 1>();\n", "", run("Q5_1", 64, 160, 20), "block"), COPIES),
     (of("first_copies", "    wait_for_copies<kTileStages - 1>();\n    put_weights(0", "    put_weights(0",
         run("Q4_K", 64, 256, 20), "k"), COPIES),
@@ -62,8 +62,8 @@ MUTATIONS = [
         run("Q8_0", 64, 64, 20), "block"), BOUND),
     (of("steps_of_x", "        if (step + 1 < steps) fetch_tokens(step + 1);", "        fetch_tokens(step + 1);",
         run("Q8_0", 64, 64, 20), "block"), BOUND),
-    (of("steps_of_weights", "        if (step < steps) {\n            unsigned char*", "        {\n            unsigned char*",
-        run("Q8_0", 64, 64, 20), "block"), BOUND),
+    (of("steps_of_weights", "        if (step < steps) {\n            unsigned char*",
+        "        {\n            unsigned char*", run("Q8_0", 64, 64, 20), "block"), BOUND),
     (of("tokens_written", "if (row >= a.rows || token + i >= count) continue;", "if (row >= a.rows) continue;",
         run("Q6_K", 64, 256, 19), "k"), BOUND),
     (of("rows_written", "if (row >= a.rows || token + i >= count) continue;", "if (token + i >= count) continue;",
@@ -78,7 +78,8 @@ MUTATIONS = [
     (of("of_tokens", "if (part == 0) of_tokens[buffer][token] =", "if (part > 3) of_tokens[buffer][token] =",
         run("MXFP8", 64, 64, 20), "float"), INITIALISATION),
     (of("terms", "for (int t = 0; t < kTerms; ++t) {\n                uint2* const",
-        "for (int t = 0; t < 1; ++t) {\n                uint2* const", run("BF16", 64, 64, 20), "float"), INITIALISATION),
+        "for (int t = 0; t < 1; ++t) {\n                uint2* const",
+        run("BF16", 64, 64, 20), "float"), INITIALISATION),
 ]  # fmt: skip
 
 
