@@ -85,8 +85,7 @@ constexpr int kFactors = T::kSource.scales + T::kSource.supers == 0 ? 0
                          : tile_minimum<T>() || tile_halves<T>()    ? 2
                                                                     : 1;
 
-// --- Instructions
-// ---------------------------------------------------------------------------------------------------------------
+// --- Instructions ------------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 
@@ -139,8 +138,7 @@ __device__ __forceinline__ To bits_of(From from) {
     return *reinterpret_cast<To*>(&from);
 }
 
-// --- Conversions
-// ------------------------------------------------------------------------------------------------------------------
+// --- Conversions -------------------------------------------------------------------------------------------------------------
 
 // Four integers 0 .. 255 less an offset, as float16: under the exponent of 1024 the low bits of a float16 are units.
 __device__ __forceinline__ uint2 halves_of_bytes(uint32_t bytes, int offset) {
@@ -167,8 +165,7 @@ __device__ __forceinline__ uint32_t take_term(float& a, float& b) {
     return term;
 }
 
-// --- The product
-// ------------------------------------------------------------------------------------------------------------------
+// --- The product -------------------------------------------------------------------------------------------------------------
 
 struct TilesArguments {
     const char* weight;
