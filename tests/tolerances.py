@@ -99,12 +99,12 @@ CUDA_ATTENTION_DECODE = 5e-7
 
 
 def cuda_product_tiles(format: str, cols: int) -> float:
-    """Products on tensor cores. Each activation is two numbers of 16 bits: float16, 2^10 .. 2^11 the largest of 32
-    columns, misses it by 2^-22 (or by 2^-24 / 2^10 of the largest); bfloat16, which meets bfloat16 weights, by 2^-17.
-    What a step of 32 columns sums up: 64 exact products in float32, which tensor cores may cut off where they add
-    (twice a rounding) and take up to 16 at once, so 8 times 2 roundings; its scale and the sum over steps, one each,
-    twice with halves or minima; a minimum's sum of x, 5. dequantize() itself rounds minima, 3.
-    Measured on the virtual GPU: 2^-21.7 of the sum of absolute values, bfloat16 2^-18.1; up to 0.6 of it.
+    """Products on tensor cores. Each activation is two numbers of 16 bits: float16, in which the largest of 32 columns
+    is 2^10 .. 2^11, misses it by 2^-22 (or 2^-35 of the largest); bfloat16, which meets bfloat16 weights, by 2^-17.
+    What a step of 32 columns sums up: 64 exact products, which tensor cores add by 16 and may cut off instead of
+    rounding, 2 each for 8; its scales, 3; with halves or minima 8 more, a minimum's sum of x and dequantize()'s own
+    rounding among them. Then the sum over steps, one each, or two.
+    Measured on the virtual GPU: 2^-21.7 of the sum of absolute values, bfloat16 2^-18.1.
     """
     twice = format in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
     of_step = 8 * 2 + 3 + (8 if twice else 0)

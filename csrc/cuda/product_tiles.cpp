@@ -1,5 +1,6 @@
-#include "cuda/check.h"
 #include "cuda/kernels/product_tiles.h"
+
+#include "cuda/check.h"
 #include "cuda/pack.h"
 #include "cuda/product.h"
 #include "cuda/product_check.h"

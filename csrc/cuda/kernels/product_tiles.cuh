@@ -1,16 +1,17 @@
 // Products of packed weights (packed.h) with many rows of x, on tensor cores: y = W x for 64 rows of W and 64 tokens a block.
 //
 // A block goes through the columns by steps of 32, which is a block of every quantized format. For each step the weights, as they
-// are packed, come by cp.async (three stages; a thread copies what it alone unpacks, so no barrier stands between), become float16
-// (bfloat16 where they are that) in shared memory, and meet the tokens there; the tile of the next step is made while this one is
-// multiplied. Four warps have 32 rows of W and 32 tokens each.
+// are packed, come by cp.async (three stages; a thread copies what it alone unpacks, so no barrier stands between), become
+// float16 (bfloat16 where they are that) in shared memory, and meet the tokens there; the tile of the next step is made while
+// this one is multiplied. Four warps have 32 rows of W and 32 tokens each.
 //
 // Precision: nothing of the weights is lost. Quants are integers, or E4M3, exact in float16; what they are multiplied by (and the
 // minimum, with the sum of x) is applied in float32 to the sum of a step's 32 products, or of 16 where halves of a block have a
-// scale each. x is kTerms numbers of 16 bits: what is nearest to it, what is nearest to the rest. For float16 each 32 columns of a
-// token are first scaled by a power of two that brings the largest to 2^10 .. 2^11, which is undone in the same place: so tokens of
-// any size keep 22 bits, and nobody has to look at a whole row of x in front. bfloat16 has the range of float32 and takes no scale.
-// Sums of steps are added up in float32 outside the tensor cores, whose own additions truncate: their error does not pile up.
+// scale each. x is kTerms numbers of 16 bits: what is nearest to it, what is nearest to the rest. For float16 each 32 columns of
+// a token are first scaled by a power of two that brings the largest to 2^10 .. 2^11, which is undone in the same place: so
+// tokens of any size keep 22 bits, and nobody has to look at a whole row of x in front. bfloat16 has the range of float32 and
+// takes no scale. Sums of steps are added up in float32 outside the tensor cores, whose own additions truncate: their error does
+// not pile up.
 //
 // Shared tiles are [64][32] 16-bit numbers, whose pieces of 16 bytes are swizzled: eight rows' pieces of the same columns, which
 // ldmatrix and the stores take at a time, lie in all 32 banks.
@@ -26,8 +27,8 @@ constexpr int kTileStages = 3;  // of packed weights under way
 
 // --- What a thread has of a step: 16 weights of a row --------------------------------------------------------------------------
 
-// Bytes that a thread copies of each plane a step, and bytes of a block (of a super-block: supers) in the plane. What is less than
-// cp.async can copy comes with its neighbours, as an aligned word.
+// Bytes that a thread copies of each plane a step, and bytes of a block (of a super-block: supers) in the plane. What is less
+// than cp.async can copy comes with its neighbours, as an aligned word.
 struct TileSource {
     int quants, high, scales, supers;
     int scale_bytes, super_bytes;
@@ -94,9 +95,11 @@ __host__ __device__ constexpr bool tile_halves() {
     return false;
 }
 template <class T>
-constexpr int kFactors = T::kSource.scales + T::kSource.supers == 0 ? 0 : tile_minimum<T>() || tile_halves<T>() ? 2 : 1;
+constexpr int kFactors = T::kSource.scales + T::kSource.supers == 0 ? 0
+                         : tile_minimum<T>() || tile_halves<T>()    ? 2
+                                                                    : 1;
 
-// --- Instructions ---------------------------------------------------------------------------------------------------------------
+// --- Instructions ------------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 
@@ -149,7 +152,7 @@ __device__ __forceinline__ To bits_of(From from) {
     return *reinterpret_cast<To*>(&from);
 }
 
-// --- Conversions ------------------------------------------------------------------------------------------------------------------
+// --- Conversions -------------------------------------------------------------------------------------------------------------
 
 // Four integers 0 .. 255 less an offset, as float16: under the exponent of 1024 the low bits of a float16 are units.
 __device__ __forceinline__ uint2 halves_of_bytes(uint32_t bytes, int offset) {
@@ -176,7 +179,7 @@ __device__ __forceinline__ uint32_t take_term(float& a, float& b) {
     return term;
 }
 
-// --- The product ------------------------------------------------------------------------------------------------------------------
+// --- The product -------------------------------------------------------------------------------------------------------------
 
 struct TilesArguments {
     const char* weight;
@@ -202,8 +205,8 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
 
     __shared__ uint4 packed[kTileStages][kStage / 16];  // of a stage: a plane after the other, of each a thread after the other
     __shared__ uint4 weights[2][kTilePieces], tokens[2][kTerms][kTilePieces];
-    __shared__ float factors[2][kFactors<T> ? kFactors<T> : 1][kTileWeights];
-    __shared__ float2 of_tokens[2][kTileTokens];  // scale, sum of the step's columns
+    __shared__ float factors[2][kFactors<T> ? kFactors<T> : 1][kTileWeights + 16];  // halves are written together
+    __shared__ float2 of_tokens[2][kTileTokens];                                    // scale, sum of the step's columns
 
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int steps = (a.cols + kBlock - 1) / kBlock;
@@ -231,8 +234,8 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const bool there = unit + i < units;
-                    copy_async_once(to + 16 * (kTileThreads * i + thread), base + int64_t{w_row * units + (there ? unit + i : 0)} * 16,
-                                    there);
+                    copy_async_once(to + 16 * (kTileThreads * i + thread),
+                                    base + int64_t{w_row * units + (there ? unit + i : 0)} * 16, there);
                 }
             } else if constexpr (T::kSource.quants == 16) {
                 copy_async_once(to + 16 * thread, base + int64_t{block} * 32 + 16 * half);
@@ -240,13 +243,15 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
                 copy_async<8>(to + 8 * thread, base + int64_t{block} * 16 + 8 * half);
             }
             to += kTileThreads * T::kSource.quants;
-            if constexpr (T::kSource.high) copy_async<T::kSource.high>(to + T::kSource.high * thread, base + a.high + int64_t{block} * T::kSource.high);
+            if constexpr (T::kSource.high)
+                copy_async<T::kSource.high>(to + T::kSource.high * thread, base + a.high + int64_t{block} * T::kSource.high);
             to += kTileThreads * T::kSource.high;
-            if constexpr (T::kSource.scales) copy_async<4>(to + 4 * thread, base + a.scales + (int64_t{block} * T::kSource.scale_bytes & ~int64_t{3}));
+            if constexpr (T::kSource.scales)
+                copy_async<4>(to + 4 * thread, base + a.scales + (int64_t{block} * T::kSource.scale_bytes & ~int64_t{3}));
             to += kTileThreads * T::kSource.scales;
             if constexpr (T::kSource.supers)
                 copy_async<T::kSource.supers>(to + T::kSource.supers * thread,
-                                           base + a.supers + (int64_t{block / 8} * T::kSource.super_bytes & ~int64_t{3}));
+                                              base + a.supers + (int64_t{block / 8} * T::kSource.super_bytes & ~int64_t{3}));
         }
         commit_copies();
     };
@@ -280,8 +285,8 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
     count = min(count - done, kTileTokens);  // of this tile
     first += done;
 
-    // Two tokens' columns 4 part .. 4 part + 3 and 16 more. Four lanes have a token; in the order of lanes tokens 0 1 4 5 2 3 6 7 of
-    // eight, whose pieces lie in different banks for either half of a warp. Tokens past the end repeat the last one.
+    // Two tokens' columns 4 part .. 4 part + 3 and 16 more. Four lanes have a token; in the order of lanes tokens 0 1 4 5 2 3 6 7
+    // of eight, whose pieces lie in different banks for either half of a warp. Tokens past the end repeat the last one.
     const int part = lane % 4, of_eight = (lane / 4 & 1) | (lane / 4 & 2) << 1 | (lane / 4 & 4) >> 1;
     int x_row[2];
     float4 in_flight[2][2];
@@ -402,8 +407,9 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
             }
             const uint32_t exponent = word_of(scales) >> (block % 4 * 8) & 0xffu;
             if (half == 0)
-                factors[buffer][0][my_row] =
-                    __uint_as_float(exponent == 0xff ? 0x7fc00000u : exponent == 0 ? 0x00400000u : exponent << 23);
+                factors[buffer][0][my_row] = __uint_as_float(exponent == 0xff ? 0x7fc00000u
+                                                             : exponent == 0  ? 0x00400000u
+                                                                              : exponent << 23);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) weights[buffer][my_piece ^ (kNibbles ? 2 * i : i)] = out[i];
@@ -419,8 +425,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
-            for (int k = 0; k < 2; ++k)
-                w[m][k] = load_matrices(&weights[buffer][(w_piece ^ 2 * k) + 64 * m]);
+            for (int k = 0; k < 2; ++k) w[m][k] = load_matrices(&weights[buffer][(w_piece ^ 2 * k) + 64 * m]);
             if constexpr (kFactors<T> > 0) {
 #pragma unroll
                 for (int f = 0; f < kFactors<T>; ++f)
@@ -432,8 +437,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
         for (int n = 0; n < 4; ++n) {
             uint4 v[kTerms];
 #pragma unroll
-            for (int t = 0; t < kTerms; ++t)
-                v[t] = load_matrices(&tokens[buffer][t][v_piece + 32 * n]);
+            for (int t = 0; t < kTerms; ++t) v[t] = load_matrices(&tokens[buffer][t][v_piece + 32 * n]);
             float4 of_two{};  // scale and sum of two tokens
             if constexpr (!kBf16) of_two = reinterpret_cast<const float4*>(&of_tokens[buffer][warp_token + 8 * n])[c];
 #pragma unroll
@@ -475,9 +479,9 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
         if (step + 1 < steps) fetch_tokens(step + 1);
         if (warp_token < count) multiply(step & 1);
         if (step + 1 < steps) {
+            put_tokens(~step & 1);
             wait_for_copies<kTileStages - 1>();
             put_weights(step + 1, ~step & 1);
-            put_tokens(~step & 1);
         }
     }
 
@@ -528,12 +532,13 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
 //   group_count [1], group_expert [groups], group_first [groups + 1], entry_row and entry_score [entries]
 // PRECOND: grid (token_tiles * tiles of rows * (with experts groups, at least *group_count, else 1)), block (kTileThreads);
 //          token_tiles of kTileTokens hold the step's rows, and every group's; weight on 256 bytes, x on 16
-#define LLAMA_EXT_PRODUCT_TILES(name, Tile)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 3) product_tiles_##name(                                         \
-        const char* weight, const uint64_t* experts, int64_t offset, int64_t high, int64_t scales, int64_t supers, int rows,    \
-        int cols, int token_tiles, const Step* step, int logits, const float* x, int epilogue, float* y, int64_t y_stride,      \
-        const int* group_count, const int* group_expert, const int* group_first, const int* entry_row,                          \
-        const float* entry_score, int gathered, int scaled) {                                                                   \
-        product_tiles<Tile>({weight, experts, offset, high, scales, supers, rows, cols, token_tiles, step, logits, x, epilogue, \
-                             y, y_stride, group_count, group_expert, group_first, entry_row, entry_score, gathered, scaled});   \
+#define LLAMA_EXT_PRODUCT_TILES(name, Tile)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, 3)                                                                \
+        product_tiles_##name(const char* weight, const uint64_t* experts, int64_t offset, int64_t high, int64_t scales,          \
+                             int64_t supers, int rows, int cols, int token_tiles, const Step* step, int logits, const float* x,  \
+                             int epilogue, float* y, int64_t y_stride, const int* group_count, const int* group_expert,          \
+                             const int* group_first, const int* entry_row, const float* entry_score, int gathered, int scaled) { \
+        product_tiles<Tile>({weight,       experts,     offset,    high,        scales,   supers, rows,     cols,                \
+                             token_tiles,  step,        logits,    x,           epilogue, y,      y_stride, group_count,         \
+                             group_expert, group_first, entry_row, entry_score, gathered, scaled});                              \
     }
