@@ -22,7 +22,9 @@ Plan embed(const EmbedCall& call) {
 
     constexpr uint32_t kThreads = 256;
     const Planes at = planes(table.format, table.rows, table.cols);
-    const auto plane = [&](int64_t offset, int64_t end) { return Address{offset < end ? table.base.value + static_cast<uint64_t>(offset) : 0}; };
+    const auto plane = [&](int64_t offset, int64_t end) {
+        return Address{offset < end ? table.base.value + static_cast<uint64_t>(offset) : 0};
+    };
     const int32_t column_blocks = static_cast<int32_t>((table.cols + 4 * kThreads - 1) / (4 * kThreads));
     return {{{"embed",
               {static_cast<uint32_t>(column_blocks + call.rotation_count), static_cast<uint32_t>(call.max_rows), 1},

@@ -9,8 +9,8 @@
 
 namespace llama_ext::cuda {
 
-// id = a token drawn from logits [vocab], as program/sampling.h defines it, or one of its error codes. The position of the draw is
-// that of the token drawn: step.position + step.rows.
+// id = a token drawn from logits [vocab], as program/sampling.h defines it, or one of its error codes. The position of the draw
+// is that of the token drawn: step.position + step.rows.
 struct SampleCall {
     Address logits;  // float32 [vocab], of the last row
     int64_t vocab;

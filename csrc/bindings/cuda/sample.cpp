@@ -15,7 +15,8 @@ namespace py = pybind11;
 namespace llama_ext {
 namespace {
 
-Plan sample(const Buffer& logits, int64_t vocab, const Buffer& step, const Buffer& draw, const Buffer& scratch, const Buffer& id) {
+Plan sample(const Buffer& logits, int64_t vocab, const Buffer& step, const Buffer& draw, const Buffer& scratch,
+            const Buffer& id) {
     Operands operand("sample");
     const bool whole = vocab >= 1 && vocab <= cuda::kSampleMaxVocab;
     const cuda::SampleCall call{operand("logits", logits, bytes_of({vocab}, sizeof(float))),

@@ -1,6 +1,6 @@
-// Weights of a packed matrix (packed.h) to float32, in the very operations of program/format.cpp's `dequantize`: the same bits, but
-// for the payload of a NaN. A word is four weights in a row, 4 w .. 4 w + 3 of a block of 32: what fits a lane's register, four
-// bytes, and a float4.
+// Weights of a packed matrix (packed.h) to float32, in the very operations of program/format.cpp's `dequantize`: the same bits,
+// but for the payload of a NaN. A word is four weights in a row, 4 w .. 4 w + 3 of a block of 32: what fits a lane's register,
+// four bytes, and a float4.
 #pragma once
 
 #include "cuda/kernels/device.cuh"

@@ -1,5 +1,5 @@
-// The first launch of a step: a row of the embedding for each token, dequantized, and the cosines and sines that rotate queries and
-// keys. A thread makes four elements of a row; a rotation table is a block a row.
+// The first launch of a step: a row of the embedding for each token, dequantized, and the cosines and sines that rotate queries
+// and keys. A thread makes four elements of a row; a rotation table is a block a row.
 #include "cuda/kernels/dequantize.cuh"
 #include "cuda/kernels/step.h"
 
@@ -43,9 +43,9 @@ __device__ __forceinline__ float4 word_of(Format format, const PackedBytes& matr
     return word_of<Format::mxfp8>(matrix, row, cols, at);
 }
 
-// {cosine, sine} of an angle in radians, each within an ulp of float32. In float64: turns, whose nearest quarter is taken away before
-// anything is rounded, so that an angle of millions of radians loses nothing; then Taylor's series up to an eighth of a turn, where
-// the first terms left out are below 1e-11. Unlike sincos() it has no second path, and no table.
+// {cosine, sine} of an angle in radians, each within an ulp of float32. In float64: turns, whose nearest quarter is taken away
+// before anything is rounded, so that an angle of millions of radians loses nothing; then Taylor's series up to an eighth of a
+// turn, where the first terms left out are below 1e-11. Unlike sincos() it has no second path, and no table.
 __device__ __forceinline__ float2 cosine_and_sine(double angle) {
     constexpr double kTurn = 0x1.45f306dc9c883p-3, kTurnRest = -0x1.6b01ec5417056p-57;  // 1 / (2 pi)
     constexpr double kRadians = 0x1.921fb54442d18p+2;
@@ -55,7 +55,8 @@ __device__ __forceinline__ float2 cosine_and_sine(double angle) {
     const double a = ((turns - 0.25 * quarter) + rest) * kRadians, b = a * a;
     double sine = fma(b, fma(b, fma(b, fma(b, -1.0 / 39916800, 1.0 / 362880), -1.0 / 5040), 1.0 / 120), -1.0 / 6);
     sine = fma(a * b, sine, a);
-    double cosine = fma(b, fma(b, fma(b, fma(b, fma(b, 1.0 / 479001600, -1.0 / 3628800), 1.0 / 40320), -1.0 / 720), 1.0 / 24), -0.5);
+    double cosine =
+        fma(b, fma(b, fma(b, fma(b, fma(b, 1.0 / 479001600, -1.0 / 3628800), 1.0 / 40320), -1.0 / 720), 1.0 / 24), -0.5);
     cosine = fma(b, cosine, 1.0);
     const int turned = static_cast<int>(static_cast<int64_t>(quarter) & 3);
     const float c = static_cast<float>(cosine), s = static_cast<float>(sine);

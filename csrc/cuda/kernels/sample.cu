@@ -27,8 +27,8 @@ using namespace llama_ext::cuda;
 namespace {
 
 constexpr uint32_t kWarps = kSampleThreads / 32;
-constexpr uint32_t kDirect = 128;      // candidates that are told apart by comparing each with each
-constexpr int kDigit = 9;              // bits; a digit's values are as many as threads
+constexpr uint32_t kDirect = 128;  // candidates that are told apart by comparing each with each
+constexpr int kDigit = 9;          // bits; a digit's values are as many as threads
 static_assert(1u << kDigit == kSampleThreads);
 constexpr uint64_t kNoLimit = ~uint64_t{0};
 constexpr uint64_t kFoundNan = uint64_t{0xffffffffu} << 32;  // above every key; and above that
@@ -163,8 +163,8 @@ __device__ __forceinline__ uint64_t weight_of(uint64_t order, const Draw& d) {
 __device__ __forceinline__ uint32_t bucket_of(float z) { return static_cast<uint32_t>(mul_rn(z, -kSampleBucketsAUnit)); }
 
 // Stage 0.  -> the slice's largest key as an unsigned integer, over the complement of its lowest id; or what was wrong
-__device__ __forceinline__ void find_best(const float* logits, uint32_t vocab, const DrawState* draw, bool penalty, uint32_t slice,
-                                          uint64_t* best, float* penalised, Shared& s) {
+__device__ __forceinline__ void find_best(const float* logits, uint32_t vocab, const DrawState* draw, bool penalty,
+                                          uint32_t slice, uint64_t* best, float* penalised, Shared& s) {
     const uint32_t first = slice * kSampleSlice + 4 * threadIdx.x;
     Quad quad = load(logits, first, vocab);
     int bad = 0;
@@ -177,8 +177,7 @@ __device__ __forceinline__ void find_best(const float* logits, uint32_t vocab, c
         for (uint32_t i = threadIdx.x; i < size; i += kSampleThreads) {
             const uint32_t seen = static_cast<uint32_t>(history[i]);
             bad |= seen >= vocab;
-            if (seen < vocab && seen / kSampleSlice == slice)
-                atomicOr(&s.penalised[seen % kSampleSlice / 32], 1u << seen % 32);
+            if (seen < vocab && seen / kSampleSlice == slice) atomicOr(&s.penalised[seen % kSampleSlice / 32], 1u << seen % 32);
         }
         bad = __syncthreads_or(bad);  // all bits are set
         const uint32_t bits = s.penalised[threadIdx.x / 8] >> (threadIdx.x % 8 * 4);
@@ -262,10 +261,10 @@ __device__ __forceinline__ void fill_buckets(const Quad& quad, uint32_t first, u
 
 // Where the filters end, as far as the buckets tell.
 struct Border {
-    uint32_t first, last;          // candidates lie in these buckets; what lies before them survives, what lies behind does not
-    uint64_t count, weight;        // of what lies before
-    uint64_t all;                  // the weight of all
-    bool by_count, by_weight;      // which filters take something away
+    uint32_t first, last;      // candidates lie in these buckets; what lies before them survives, what lies behind does not
+    uint64_t count, weight;    // of what lies before
+    uint64_t all;              // the weight of all
+    bool by_count, by_weight;  // which filters take something away
 };
 
 __device__ __forceinline__ Border find_border(const SampleState* state, const SamplingConstants& c, Shared& s) {
@@ -330,7 +329,7 @@ __device__ __forceinline__ void keep(const Quad& quad, uint32_t first, uint32_t 
 // list [size], in any order: the place of the one at which the best, added up in order, reach `target`. They do reach it.
 // Adds up weights, or counts.
 __device__ __forceinline__ uint64_t select(const uint64_t* list, uint32_t size, uint64_t target, bool weights, const Draw& d,
-                                        Shared& s) {
+                                           Shared& s) {
     uint64_t low = 0;
     int bits = 64 - 1;
     uint32_t inside = size;  // from low on, 2^bits wide
