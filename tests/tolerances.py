@@ -67,8 +67,8 @@ CUDA_ROPE = 2**-23
 # terms of bf16 leave up to 2^-18 of a query's element and of a probability: 4e-6 more. Measured: 2.2e-7 (f32, f16,
 # fp8) and 3.1e-6.
 CUDA_ATTENTION_PREFILL = {"f32": 2e-6, "f16": 2e-6, "fp8": 2e-6, "bf16": 6e-6, "q8_0": 6e-6}
-# A cosine or sine of the CUDA rotation tables against float64, absolute: half a unit of float32 below 1, 2^-25, and what the
-# angle's reduction and the series in float64 leave, below 1e-10. Measured: 2.98e-8.
+# A cosine or sine of the CUDA rotation tables against float64, absolute: half a unit of float32 below 1, 2^-25, and
+# what the angle's reduction and the series in float64 leave, below 1e-10. Measured: 2.98e-8.
 CUDA_ROTATION = 2.0**-25 + 1e-10
 
 

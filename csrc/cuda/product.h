@@ -11,10 +11,10 @@ namespace llama_ext::cuda {
 
 // What becomes of a product's results. Rows of the weight come in pairs 2i, 2i + 1 where a pair makes something together.
 enum class Epilogue {
-    store,         // y = W x
-    add,           // y += W x, y being the residual stream
-    silu_times_up, // rows 2i of W are gate's row i, rows 2i + 1 up's: y[i] = silu(W_2i x) * W_2i+1 x
-    rotate,        // y = W x, whose first `rotated` rows turn pair by pair, a head of 2 * pairs after the other
+    store,          // y = W x
+    add,            // y += W x, y being the residual stream
+    silu_times_up,  // rows 2i of W are gate's row i, rows 2i + 1 up's: y[i] = silu(W_2i x) * W_2i+1 x
+    rotate,         // y = W x, whose first `rotated` rows turn pair by pair, a head of 2 * pairs after the other
 };
 
 // Which of a step's rows a product takes: all of them, or the last Step::logit_rows, whose results then begin at y's first row.
@@ -35,8 +35,8 @@ struct ProductCall {
     Address step;   // Step [1]
     int max_rows;   // of a step, for which the launch is made
     Rows which;
-    Address x;      // float32 [max_rows, cols], row after row; with experts and not gathered: [entries, cols]
-    Address norm;   // float32 [cols]: x is normalised (RMSNorm, eps) and multiplied by this in front; or null: taken as it is
+    Address x;     // float32 [max_rows, cols], row after row; with experts and not gathered: [entries, cols]
+    Address norm;  // float32 [cols]: x is normalised (RMSNorm, eps) and multiplied by this in front; or null: taken as it is
     float eps;
     Epilogue epilogue;
     Address y;         // float32 [max_rows, y_stride]; with experts [entries, y_stride]

@@ -18,7 +18,7 @@ from llama_ext import _core
 from llama_ext.reference import ReferenceSession
 
 RUN = "cases_executor.run"
-WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32, "num_hidden_layers": 2}
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32}
 """Sizes that fill the blocks of the K formats."""
 
 
@@ -119,7 +119,7 @@ def test_graphs_are_their_launches(seed: int, card: Remote) -> None:
 
 def test_sessions_take_turns_and_grow(card: Remote) -> None:
     """Two caches on the same graphs; one of them grows beyond the slots it begins with."""
-    changes = {"max_position_embeddings": 700, "num_hidden_layers": 2}
+    changes = {"max_position_embeddings": 700}
     ids, others = ids_for("global", 275), ids_for("global", 300)[275:]
     wanted = expected("global", "F16", ids, changes)[-19:]
     script = steps(ids[:256], 128)

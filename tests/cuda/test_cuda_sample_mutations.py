@@ -1,4 +1,4 @@
-"""The sampler and the embedding with exactly one barrier, bound, fence or initialisation taken out: each is reported."""
+"""The sampler and the embedding with one barrier, bound, fence or initialisation taken out: each is reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ BARRIERS = [
     Mutation("release", "sample.cu", "atom.acq_rel.gpu", "atom.acquire.gpu", sample(3000)),
     Mutation("last_acquires", "sample.cu", "atom.acq_rel.gpu", "atom.release.gpu", sample(9000)),
     Mutation("acquire", "sample.cu", "ld.acquire.gpu", "ld.relaxed.gpu", sample(9000)),
-    Mutation("buckets_full", "sample.cu", "    __syncthreads();  // all are full\n", "", sample(3000, top_k=9), places=2),
+    Mutation("buckets_full", "sample.cu", "    __syncthreads();  // all are full\n", "",
+             sample(3000, top_k=9), places=2),
     Mutation("warps_sums", "sample.cu", "    __syncthreads();  // the warps' sums are there\n", "", sample(3000)),
     Mutation("sums_read", "sample.cu", "    __syncthreads();  // and everyone has read them\n", "", sample(3000)),
     Mutation("picked_known", "sample.cu", "    __syncthreads();  // and everyone knows\n", "", sample(3000)),
@@ -54,7 +55,8 @@ BARRIERS = [
     Mutation("bits_set", "sample.cu", "        __syncthreads();  // no bit is set\n", "",
              sample(3000, history=2000, repetition_penalty=2.0)),
     Mutation("all_read", "sample.cu", "    __syncthreads();  // all is read\n", "", sample(3000, temperature=0.0)),
-    Mutation("sample_waits", "sample.cu", "    wait_for_predecessor();\n", "", sample(3000, between=True), card="sm_90"),
+    Mutation("sample_waits", "sample.cu", "    wait_for_predecessor();\n", "",
+             sample(3000, between=True), card="sm_90"),
     Mutation("embed_waits", "embed.cu", "    wait_for_predecessor();\n", "", NORM_AFTER, card="sm_90"),
 ]  # fmt: skip
 BOUNDS = [
@@ -75,11 +77,13 @@ BOUNDS = [
     Mutation("pairs", "embed.cu", "i < rotation.pairs;", "i < int(blockDim.x);", embed(64, pairs=17)),
 ]  # fmt: skip
 INITIALISATIONS = [
-    Mutation("buckets", "sample.cu", "    if (own < kSampleBuckets) s.counts[own] =", "    if (own == 0) s.counts[own] =",
+    Mutation("buckets", "sample.cu", "    if (own < kSampleBuckets) s.counts[own] =",
+             "    if (own == 0) s.counts[own] =",
              sample(3000, top_k=9)),
     Mutation("bits", "sample.cu", "        if (threadIdx.x < kSampleSlice / 32) s.penalised[threadIdx.x] = 0;\n", "",
              sample(3000, history=9, repetition_penalty=2.0)),
-    Mutation("digits", "sample.cu", "        s.counts[threadIdx.x] = 0;\n", "", sample(3000, top_k=1000, temperature=1e4)),
+    Mutation("digits", "sample.cu", "        s.counts[threadIdx.x] = 0;\n", "",
+             sample(3000, top_k=1000, temperature=1e4)),
     Mutation("slices_sum", "sample.cu", "    if (threadIdx.x == 0) *sum = all;\n", "", sample(3000), places=2),
 ]  # fmt: skip
 

@@ -309,10 +309,17 @@ void product(const PackedWeight& w, int64_t group, const Activation& x, int64_t 
 }  // namespace
 
 const ProductFn kProducts[kFormats] = {
-    product<FloatTile, F32Weights>,  product<FloatTile, F16Weights>,  product<FloatTile, Bf16Weights>,
-    product<IntegerTile, Q8>,        product<IntegerTile, Q4<false>>, product<IntegerTile, Q4<true>>,
-    product<IntegerTile, Q5<false>>, product<IntegerTile, Q5<true>>,  product<IntegerTile, QK<false>>,
-    product<IntegerTile, QK<true>>,  product<IntegerTile, Q6K>,
+    product<FloatTile, F32Weights>,
+    product<FloatTile, F16Weights>,
+    product<FloatTile, Bf16Weights>,
+    product<IntegerTile, Q8>,
+    product<IntegerTile, Q4<false>>,
+    product<IntegerTile, Q4<true>>,
+    product<IntegerTile, Q5<false>>,
+    product<IntegerTile, Q5<true>>,
+    product<IntegerTile, QK<false>>,
+    product<IntegerTile, QK<true>>,
+    product<IntegerTile, Q6K>,
     nullptr,  // MXFP8, which is packed as BF16
 };
 
