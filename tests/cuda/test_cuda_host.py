@@ -300,14 +300,6 @@ def test_load_with_an_old_driver(virtual_gpu: Path) -> None:
         )
 
 
-def test_load_with_a_device(virtual_gpu: Path) -> None:
-    assert re.fullmatch(
-        r"device='cuda': .* is there, but only single operations run on it so far \(llama_ext._core.cuda\); "
-        r"use device='cpu' to decode.",
-        load_error(str(virtual_gpu)),
-    )
-
-
 def test_load_of_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_core.cuda, "built", False)
     monkeypatch.setattr(_core.cuda, "about", "no CUDA (a reason)")

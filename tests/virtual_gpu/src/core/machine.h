@@ -262,6 +262,7 @@ struct Machine {
                     uint32_t unit);
     void touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t unit, uint32_t pc, bool write, const Access& access,
                       bool contiguous);
+    void thin_out(PageRecord& p, const Grid& current) const;
     void touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t unit, uint32_t pc, bool write, const Access& access,
                       bool contiguous);
     void count(Warp& warp, const Target& t, uint32_t mask, uint32_t unit, uint32_t pc, bool write);

@@ -68,6 +68,7 @@ struct PageRecord {
     bool written = false;  // cells hold something
     uint8_t shift = 2;     // a cell is 1 << shift bytes
     std::vector<Read> reads;
+    size_t crowded = 256;            // so many reads are worth a look for ones that say the same
     std::unique_ptr<Event[]> cells;  // [kPageBytes >> shift]
     UnderneathMap underneath;
     // sectors of 32 bytes that the launch has read: for the counters

@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <set>
+#include <tuple>
+#include <vector>
 
 #include "core/machine.h"
 
@@ -237,6 +240,23 @@ void Machine::touch_shared(Warp& warp, const Target& t, uint32_t mask, uint32_t 
     }
 }
 
+// Of the reads that launches of this chain have left, which are over, one stands for all of a launch that touched the same bytes
+// in the same way: who waits for the launch knows them all. Without it a chain's reads of a page that is written in pieces, as a
+// residual stream is, would add up from launch to launch.
+void Machine::thin_out(PageRecord& p, const Grid& current) const {
+    using Kind = std::tuple<uint64_t, uint16_t, uint16_t, uint16_t, uint32_t, bool, Scope>;
+    std::set<Kind> seen;
+    std::erase_if(p.reads, [&](const PageRecord::Read& e) {
+        for (const Grid* grid : active) {
+            if (e.serial < grid->first_serial || e.serial > grid->last_serial) continue;
+            if (grid == &current || !grid->finished()) return false;
+            return !seen.insert({grid->number, e.first, e.bytes, e.unit, e.lanes, e.strong, e.scope}).second;
+        }
+        return false;
+    });
+    p.crowded = std::max<size_t>(256, 2 * p.reads.size());
+}
+
 void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t unit, uint32_t pc, bool write,
                            const Access& access, bool contiguous) {
     const Grid& grid = *warp.block->grid;
@@ -248,6 +268,8 @@ void Machine::touch_global(Warp& warp, const Target& t, uint32_t mask, uint32_t 
             p.reads.clear();
             p.underneath.clear();
             p.written = false;
+        } else if (p.reads.size() >= p.crowded) {
+            thin_out(p, grid);
         }
     };
     const auto scope = [&](const Event& e, uint32_t lane) {
