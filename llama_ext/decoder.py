@@ -509,7 +509,7 @@ def _device(device: object) -> int | None:
         return None
     kind, _, ordinal = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind != "cuda" or not (device == "cuda" or (ordinal.isdecimal() and len(ordinal) < 5)):
-        raise OptionError(f"device={device!r:.60} is unknown; use device='cpu', 'cuda' or 'cuda:1'.")
+        raise OptionError(f"device={device!r:.60} is unknown; use device='cpu' or device='cuda'.")
     if not _core.cuda.built:
         raise OptionError(
             f"device={device!r}: this build has {_core.cuda.about}; install llama_ext with LLAMA_EXT_CUDA=ON in the "

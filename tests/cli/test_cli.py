@@ -125,7 +125,7 @@ def test_timings_go_to_stderr(capsys: Capture, tiny_file: str) -> None:
         (["-m", "TINY", "x", "--top-p", "2"], "--top-p must be"),
         (["-m", "TINY", ""], "the prompt is empty"),
         (["-m", "TINY", "x" * 3000], "the prompt has 3,000 tokens, the context holds 2,048"),
-        (["-m", "TINY", "x", "--device", "tpu"], "--device tpu is unknown; use --device cpu."),
+        (["-m", "TINY", "x", "--device", "tpu"], "--device tpu is unknown; use --device cpu or --device cuda."),
         (["-m", "TINY", "x", "--threads", "0"], "--threads must be an integer of at least 1, not 0"),
         (["-m", "TINY", "x", "--context", "9999"], "--context 9999 is out of range"),
         (

@@ -49,8 +49,6 @@ BARRIERS = [
     Mutation("buckets_full", "sample.cu", "    __syncthreads();  // all are full\n", "",
              sample(3000, top_k=9), places=2),
     Mutation("warps_sums", "sample.cu", "    __syncthreads();  // the warps' sums are there\n", "", sample(3000)),
-    Mutation("sums_read", "sample.cu", "    __syncthreads();  // and everyone has read them\n", "", sample(3000)),
-    Mutation("picked_known", "sample.cu", "    __syncthreads();  // and everyone knows\n", "", sample(3000)),
     Mutation("gathered", "sample.cu", "    __syncthreads();  // all are\n", "", sample(3000, top_k=9)),
     Mutation("bits_set", "sample.cu", "        __syncthreads();  // no bit is set\n", "",
              sample(3000, history=2000, repetition_penalty=2.0)),
@@ -70,8 +68,8 @@ BOUNDS = [
              "        const uint64_t order = list[i];\n        if ((order - low)",
              "    for (uint32_t i = threadIdx.x; i < kSampleThreads; i += kSampleThreads) {\n"
              "        const uint64_t order = list[i];\n        if ((order - low)", sample(3000, top_k=9)),
-    Mutation("slices", "sample.cu", "threadIdx.x < slices ? sums[threadIdx.x] : 0", "sums[threadIdx.x]", sample(3000)),
-    Mutation("columns", "embed.cu", "        if (4 * at >= cols) return;\n", "", embed(100)),
+    Mutation("columns", "embed.cu", "        if (4 * at >= cols) return;\n", "", embed(100),
+             reported_in="dequantize.cuh"),
     Mutation("last_columns", "embed.cu", "if (4 * at + 3 < cols) ", "", embed(103, max_rows=1)),
     Mutation("rows", "embed.cu", "    if (row >= step->rows) return;\n", "", embed(64)),
     Mutation("pairs", "embed.cu", "i < rotation.pairs;", "i < int(blockDim.x);", embed(64, pairs=17)),
@@ -82,14 +80,15 @@ INITIALISATIONS = [
              sample(3000, top_k=9)),
     Mutation("bits", "sample.cu", "        if (threadIdx.x < kSampleSlice / 32) s.penalised[threadIdx.x] = 0;\n", "",
              sample(3000, history=9, repetition_penalty=2.0)),
-    Mutation("digits", "sample.cu", "        s.counts[threadIdx.x] = 0;\n", "",
-             sample(3000, top_k=1000, temperature=1e4)),
     Mutation("slices_sum", "sample.cu", "    if (threadIdx.x == 0) *sum = all;\n", "", sample(3000), places=2),
 ]  # fmt: skip
 
+# What lies behind the logits and the lists is scratch of the same sampler, which others write meanwhile.
+OF_SCRATCH = BOUND | {"race"}
+
 MUTATIONS = [
     *((mutation, BARRIER) for mutation in BARRIERS),
-    *((mutation, BOUND) for mutation in BOUNDS),
+    *((mutation, OF_SCRATCH) for mutation in BOUNDS),
     *((mutation, INITIALISATION) for mutation in INITIALISATIONS),
 ]
 

@@ -40,7 +40,7 @@ __device__ __forceinline__ uint64_t warp_min(uint64_t value) {
 // pool [slots, slot_bytes]; state: fetch.h
 // PRECOND: any grid in x, block (kFetchThreads), shared 4 * ceil(slots / 32); count <= kFetchGroups, slots <= kFetchSlots;
 //          bytes % 16 == 0, bytes <= slot_bytes; pool on 16 bytes, slot_bytes % 16 == 0
-extern "C" __global__ void __launch_bounds__(kFetchThreads)
+extern "C" __global__ void __launch_bounds__(kFetchThreads, 1)
     fetch(const int32_t* count, const int32_t* expert, uint64_t* experts, const uint64_t* home, uint8_t* state, uint8_t* pool,
           int64_t bytes, int64_t slot_bytes, int slots, int layer, int expert_count) {
     extern __shared__ uint32_t in_use[];  // [ceil(slots / 32)]: bits of slots that this step's experts have already

@@ -31,7 +31,7 @@ __device__ __forceinline__ void gather(const Value* x, const int64_t* source, co
 // experts [choices], each 0 to num_experts - 1 -> offsets [num_experts + 1], source [choices]; a block has an expert at a time
 // A choice whose expert is out of range has no place: source then holds what it held before somewhere.
 // PRECOND: any grid in x, block (kMoeSortThreads)
-extern "C" __global__ void __launch_bounds__(kMoeSortThreads)
+extern "C" __global__ void __launch_bounds__(kMoeSortThreads, 1)
     moe_dispatch_sort(const int64_t* experts, int64_t* offsets, int64_t* source, int64_t choices, int64_t num_experts) {
     __shared__ int64_t less_of_warp[kGroupingWarps];
     __shared__ int of_warp[kGroupingWarps];

@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(32 * kRouteChooseRows)
 // count [1], expert [groups], first [groups + 1], row [entries], score [entries], entry [max_rows, top_k + shared]
 // A block has an expert, the last one what concerns them all.
 // PRECOND: grid (experts + 1), block (32 * kGroupingWarps); experts <= kRouteExperts
-extern "C" __global__ void __launch_bounds__(32 * kGroupingWarps)
+extern "C" __global__ void __launch_bounds__(32 * kGroupingWarps, 1)
     route_large_sort(const int32_t* chosen, const float* scores, const int32_t* counts, const Step* step, int32_t* count,
                      int32_t* expert, int32_t* first, int32_t* row, float* score, int32_t* entry, int experts, int top_k,
                      int shared) {

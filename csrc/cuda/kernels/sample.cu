@@ -475,7 +475,7 @@ __device__ __forceinline__ uint32_t draw_id(const float* from, uint32_t vocab, u
 // logits [vocab], step [1], draw [1], state [1], sums [slices], list [vocab], penalised [vocab] -> id [1]
 // PRECOND: grid (kSampleStages * sample_slices(vocab)), block (kSampleThreads); vocab from 1 to kSampleMaxVocab; penalised on 16
 // bytes; state all zero before the first launch, and no other launch on it meanwhile
-extern "C" __global__ void __launch_bounds__(kSampleThreads, 2)
+extern "C" __global__ void __launch_bounds__(kSampleThreads, 1)
     sample(const float* logits, int32_t vocab, const Step* step, const DrawState* draw, SampleState* state, uint64_t* sums,
            uint64_t* list, float* penalised, int32_t* id) {
     __shared__ Shared s;
