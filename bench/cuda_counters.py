@@ -3,7 +3,8 @@
     python bench/cuda_counters.py --preset 1b --type bf16 q4_0 [--context 512] [--json]
     python bench/cuda_counters.py --model model.gguf
 
-A step of one row runs on the virtual GPU (`make virtual-gpu`), which counts 32-byte sectors; nothing here is a time.
+A step of one row, greedy, runs on the virtual GPU (`make virtual-gpu`), which counts 32-byte sectors; nothing here is
+a time.
 The floor of a launch is what it has to read: its weights, keys and values, and its input, each once. Columns:
 
   floor        sectors of that
@@ -36,10 +37,17 @@ LIBRARY = ROOT / "build" / "virtual_gpu" / "libcuda.so.1"
 SECTOR = 32
 
 
-def vector_bytes(instruction: Any, hidden: int) -> int:
-    """Bytes of a launch's inputs that are no matrix and no cache: activations, norms, rotation tables."""
+def vector_bytes(instruction: Any, program: Any) -> int:
+    """Bytes of a launch's inputs that are no matrix and no cache: activations, norms, rotation tables, logits."""
     from llama_ext import _core
 
+    hidden = program.hidden
+    if isinstance(instruction, _core.Embed):
+        # A row of the table, the inverse frequencies in float64; the id, the step, two sectors about each rotation.
+        ropes = sum(8 * len(rope) + 2 * SECTOR for rope in program.ropes)
+        return instruction.table.nbytes // instruction.table.rows + ropes + 2 * SECTOR
+    if isinstance(instruction, _core.Sample):
+        return 4 * program.vocab
     if isinstance(instruction, _core.Qkv):
         return 4 * (2 * hidden + instruction.head_dim * (instruction.rope >= 0))
     if isinstance(instruction, _core.Attention):
@@ -52,14 +60,18 @@ def vector_bytes(instruction: Any, hidden: int) -> int:
 
 
 def matrix_bytes(instruction: Any) -> int:
+    """Bytes of the matrices that a launch multiplies with."""
     from llama_ext import _core
 
+    if isinstance(instruction, _core.Embed):  # takes a row of its table
+        return 0
     return sum(w.nbytes for w in _core.weights(instruction) if w.rows > 1)
 
 
 def is_weight(access: dict[str, Any]) -> bool:
-    """Weights alone are read past the first-level cache."""
-    return access["space"] == "global" and "no_allocate" in access["instruction"]
+    """Quants are read past the first-level cache; scales are what else is read-only and narrow, norms are wide."""
+    narrow = ".nc" in access["instruction"] and access["bytes_per_lane"] < 16
+    return access["space"] == "global" and ("no_allocate" in access["instruction"] or narrow)
 
 
 def measure(model: Path, context: int, card: str) -> dict[str, Any]:
@@ -75,15 +87,11 @@ def measure(model: Path, context: int, card: str) -> dict[str, Any]:
     executor, native = llm.executor, llm.program.native
     assert isinstance(executor, _core.cuda.Executor)
     # Keys and values of positions that were never computed would not be there to read; any tokens will do.
-    cache = executor.make_cache()
-    rng = np.random.default_rng(0)
-    done = 0
-    while done < context:
-        piece = rng.integers(0, native.vocab, min(native.max_rows, context - done)).astype(np.int32)
-        executor.run(cache, piece, 0)
-        done += len(piece)
+    session = llm.session()
+    if context:
+        session.prefill(np.random.default_rng(0).integers(0, native.vocab, context))
     library.vgpuReport()
-    executor.run(cache, np.array([1], np.int32), 1)
+    session.draw(1, llama_ext.SamplingParams(temperature=0))
     launches = json.loads(library.vgpuReport())
     faults = json.loads(library.vgpuFaults())
     if faults:
@@ -95,7 +103,7 @@ def measure(model: Path, context: int, card: str) -> dict[str, Any]:
     rows = []
     for line, launch in zip(plan, launches, strict=True):
         label = line.partition(":")[0]
-        rows.append(figures(label, launch, named[label], costs[label], native.hidden))
+        rows.append(figures(label, launch, named[label], costs[label], native))
     return {"model": str(model), "card": card, "context": context, "launches": rows}
 
 
@@ -107,11 +115,11 @@ def instruction_label(instruction: Any) -> str:
     return name if layer < 0 else f"layers.{layer}.{name}"
 
 
-def figures(label: str, launch: dict[str, Any], instruction: Any, cost: Any, hidden: int) -> dict[str, Any]:
+def figures(label: str, launch: dict[str, Any], instruction: Any, cost: Any, program: Any) -> dict[str, Any]:
     loads = [a for a in launch["accesses"] if a["space"] == "global" and a["opcode"].startswith(("ld", "cp"))]
-    weights = [a for a in loads if is_weight(a)]
-    weight_bytes = matrix_bytes(instruction) if weights else 0
-    floor = weight_bytes + cost.cache_bytes + vector_bytes(instruction, hidden)
+    weight_bytes = matrix_bytes(instruction)
+    weights = [a for a in loads if is_weight(a)] if weight_bytes else []
+    floor = weight_bytes + cost.cache_bytes + vector_bytes(instruction, program)
     wide = sum(a["bytes"] for a in weights if a["bytes_per_lane"] == 16)
     asked = sum(a["sectors"] for a in weights)
     unique = sum(a["sectors_unique"] for a in weights)

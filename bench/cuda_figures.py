@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import zstandard
+
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "cuda" / "kernels"
 
@@ -81,9 +83,10 @@ class Figures:
 
 FATBIN = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes behind it
 MAGIC = 0xBA55ED50
-ENTRY = struct.Struct("<HHIQ12xI")  # kind, version, bytes of the header, bytes behind it; the card's number
+# kind, version, bytes of the header, bytes behind it, those of them in use; the card's number; flags; bytes when plain
+ENTRY = struct.Struct("<HHIQI8xI8xQ8xQ")
 PTX, CODE = 1, 2
-COMPRESSED = b"\x28\xb5\x2f\xfd"
+LZ4, ZSTD = 0x2000, 0x8000  # flags
 
 # Attributes of .nv.info: of all kernels by symbol, and of one kernel in a section of its own.
 REGISTERS, FRAME, MAX_THREADS, REQUIRED_THREADS = 0x2F, 0x11, 0x05, 0x10
@@ -98,10 +101,15 @@ def fatbin_entries(image: bytes) -> Iterator[tuple[int, int, bytes]]:
         if version == 1 and header == FATBIN.size and end <= len(image):
             entry = at + header
             while entry + ENTRY.size <= end:
-                kind, _, head, body, number = ENTRY.unpack_from(image, entry)
+                kind, _, head, body, used, number, flags, plain = ENTRY.unpack_from(image, entry)
                 if kind not in (PTX, CODE) or head < ENTRY.size or entry + head + body > end:
                     break
-                yield kind, number, image[entry + head : entry + head + body]
+                content = image[entry + head : entry + head + body]
+                if flags & ZSTD:
+                    content = zstandard.ZstdDecompressor().decompress(content[:used], max_output_size=plain)
+                elif flags & LZ4:
+                    raise ValueError("a fatbin is compressed by LZ4: build it with nvcc --compress-mode=size")
+                yield kind, number, content
                 entry += head + body
             at = image.find(struct.pack("<I", MAGIC), end)
         else:
@@ -121,8 +129,7 @@ def _attributes(section: bytes) -> Iterator[tuple[int, bytes]]:
 def code_figures(code: bytes, card: str) -> list[Figures]:
     """Of every kernel in a code object (an ELF file)."""
     if code[:4] != b"\x7fELF":
-        how = "it is compressed (build with --compress-mode=none)" if code[:4] == COMPRESSED else "unknown"
-        raise ValueError(f"no code object for {card}: {how}")
+        raise ValueError(f"no code object for {card}: it begins with {code[:4]!r}")
     (table,) = struct.unpack_from("<Q", code, 0x28)
     size, count, names_at = struct.unpack_from("<HHH", code, 0x3A)
     headers = [struct.unpack_from("<IIQQQQII", code, table + i * size) for i in range(count)]

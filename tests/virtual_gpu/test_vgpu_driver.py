@@ -563,10 +563,26 @@ def test_fatbin_of_one_card_only(card: Card) -> None:
     refused("NO_BINARY_FOR_GPU", lambda: card("sm_100").module(image))
 
 
-def test_compressed_fatbin(gpu: Gpu) -> None:
-    image = compile_fatbin(SOURCE, ("compute_80,code=compute_80",), flags=())
+ZSTD = b"\x28\xb5\x2f\xfd"  # how a frame begins
+
+
+def test_compressed_fatbin(card: Card) -> None:
+    image = compile_fatbin(SOURCE, BOTH, flags=("--compress-mode=size",))
+    assert image.count(ZSTD) == 3
+    assert which(card("sm_86"), image) == 80
+    gpu = card("sm_90")
+    assert which(gpu, image) == 90
+    assert 0 < gpu.module(image).kernel("store").attribute(4) <= 255
+    for at in (image.index(ZSTD) + 20, image.index(ZSTD) + 5):  # what it says, and how long it says it is
+        broken = bytearray(image)
+        broken[at] ^= 0xFF
+        refused("INVALID_IMAGE", lambda image=broken: card("sm_86").module(bytes(image)))
+
+
+def test_fatbin_compressed_otherwise(gpu: Gpu) -> None:
+    image = compile_fatbin(SOURCE, ("compute_80,code=compute_80",), flags=("--compress-mode=speed",))
     error = refused("NO_BINARY_FOR_GPU", lambda: gpu.module(image))
-    assert "--compress-mode=none" in error.detail
+    assert "--compress-mode=size" in error.detail
 
 
 def test_fatbin_wrapper(gpu: Gpu) -> None:

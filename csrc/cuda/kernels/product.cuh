@@ -75,7 +75,7 @@ struct PlanePointers {
 
 // Floats: piece(w, p) is columns 4 p .. 4 p + 3 of the unit.
 struct FloatFormat {
-    static constexpr bool kFloat = true;
+    static constexpr bool kFloat = true, kSupersApart = false;
 };
 
 struct WeightsF32 : FloatFormat {
@@ -155,9 +155,11 @@ struct WeightsMxfp8 : FloatFormat {
 };
 
 // Integers: quants(i) is four weights, columns 4 i .. 4 i + 3 of the unit, as signed bytes, too large by kOffset.
-// A weight is scale() * quant [+ minimum()], except where halves of a block have a scale each (kHalves).
+// A weight is scale() * quant [+ minimum()], except where halves of a block have a scale each (kHalves). kSupersApart: a
+// super-block's scale is 2 bytes, so a unit's loads of it would ask for a sector for each few; a warp loads those of all its
+// units under way at a time, and a unit gets its own by set_super().
 struct IntegerFormat {
-    static constexpr bool kFloat = false, kMinimum = false, kHalves = false;
+    static constexpr bool kFloat = false, kMinimum = false, kHalves = false, kSupersApart = false;
     static constexpr int kOffset = 0, kWords = 8;
     uint4 raw;
     __device__ __forceinline__ float minimum(int) const { return 0.0f; }
@@ -258,21 +260,22 @@ using WeightsQ5_K = WeightsK<true>;
 
 struct WeightsQ6_K : IntegerFormat {
     static constexpr ProductLayout kLayout = kProductQ56K;
-    static constexpr bool kHalves = true;
+    static constexpr bool kHalves = true, kSupersApart = true;
     static constexpr int kOffset = 32;
     uint2 high;
-    uint16_t of_halves, d;
+    uint16_t of_halves;
+    float d;
     __device__ __forceinline__ void load(const PlanePointers& at, uint32_t unit) {
         raw = load_weights(at.quants + int64_t{unit} * 16);
         high = load_8(at.high + int64_t{unit} * 8);
         of_halves = load_2(at.scales + int64_t{unit} * 2);
-        d = load_2(at.supers + int64_t{unit / 8} * 2);
     }
+    __device__ __forceinline__ void set_super(uint32_t bits) { d = half_float(bits); }
     __device__ __forceinline__ uint32_t quants(int i) const {
         const uint32_t pairs = i < 4 ? high.x : high.y;
         return nibbles(i) | ((i % 4 < 2 ? pairs << (4 - 2 * (i % 4)) : pairs >> (2 * (i % 4) - 4)) & 0x30303030u);
     }
-    __device__ __forceinline__ float scale(int) const { return half_float(d); }
+    __device__ __forceinline__ float scale(int) const { return d; }
     __device__ __forceinline__ float half_scale(int half) const {
         return static_cast<float>(static_cast<int8_t>(of_halves >> (8 * half)));
     }
@@ -510,7 +513,17 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
             to[c].load(at, static_cast<uint32_t>(min(item * kWeights + c, a.rows - 1)) * static_cast<uint32_t>(units) +
                                static_cast<uint32_t>(unit));
     };
+    // The scale of super-block lane % kSupers of row lane / kSupers, counted from the item's first row and from unit `base`.
+    constexpr int kSupers = 4 * kDepth;  // super-blocks of a row that are under way
+    static_assert(!F::kSupersApart || kWeights * kSupers <= 32);
+    [[maybe_unused]] uint32_t supers = 0;
+    const auto fetch_supers = [&](const PlanePointers& at, int item, int base) {
+        const int row = min(item * kWeights + lane / kSupers, a.rows - 1), super = base / 8 + lane % kSupers;
+        if (lane < kWeights * kSupers && super < units / 8) supers = load_2(at.supers + (int64_t{row} * (units / 8) + super) * 2);
+    };
     const auto fetch_first = [&](const PlanePointers& at, int item) {
+        if constexpr (F::kSupersApart)
+            if (item < items) fetch_supers(at, item, 0);
 #pragma unroll
         for (int d = 0; d < kDepth; ++d)
             if (item < items && d * 32 + lane < units) fetch(at, in_flight[d], item, d * 32 + lane);
@@ -669,6 +682,14 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
             for (int base = tile; base < end; base += 32 * kDepth) {
                 int next = base + 32 * kDepth, next_item = item;
                 if (next >= units) next = 0, next_item = item + parts * kProductWarps;
+                if constexpr (F::kSupersApart) {
+#pragma unroll
+                    for (int d = 0; d < kDepth; ++d)
+#pragma unroll
+                        for (int c = 0; c < kWeights; ++c)
+                            in_flight[d][c].set_super(__shfl_sync(kWholeWarp, supers, c * kSupers + d * 4 + lane / 8));
+                    if (next_item < items) fetch_supers(at, next_item, next);
+                }
 #pragma unroll
                 for (int d = 0; d < kDepth; ++d) {
                     const int unit = base + d * 32 + lane, in_tile = unit - tile, ahead = next + d * 32 + lane;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "driver/state.h"
+#include "driver/zstd.h"
 
 namespace vgpu::driver {
 
@@ -14,6 +15,7 @@ namespace {
 constexpr uint32_t kFatbin = 0xBA55ED50, kWrapper = 0x466243B1;
 constexpr uint16_t kKindPtx = 1, kKindElf = 2;
 constexpr uint32_t kCompressedLz4 = 0x2000, kCompressedZstd = 0x8000;
+constexpr uint64_t kLargestEntry = uint64_t{1} << 30;  // of a plausible one, decompressed
 
 // Bytes that may be read; every read outside of them refuses the image.
 struct Bytes {
@@ -149,7 +151,7 @@ Image read_fatbin(const Bytes& all, const Profile& card) {
     const auto number = static_cast<uint32_t>(card.major * 10 + card.minor);
     Image best;
     uint32_t best_number = 0;
-    bool found = false, compressed = false, cubin = false;
+    bool found = false, unreadable = false, cubin = false;
     for (size_t at = 0; at < payload.size;) {
         const auto kind = payload.at<uint16_t>(at);
         const auto entry_header = payload.at<uint32_t>(at + 4);
@@ -159,30 +161,39 @@ Image read_fatbin(const Bytes& all, const Profile& card) {
         if (bytes > payload.size) refuse(CUDA_ERROR_INVALID_IMAGE, "an entry of a fatbin that is larger than the fatbin");
         const Bytes body = payload.part(at + entry_header, bytes);
         const auto architecture = entry.at<uint32_t>(28);
-        const bool packed = entry.at<uint64_t>(40) & (kCompressedLz4 | kCompressedZstd);
-        if (kind == kKindPtx && architecture <= number) {
-            if (packed) {
-                compressed = true;
-            } else {
-                const std::string_view text = body.text();
-                const auto target = target_of(text);
-                if (!target) refuse(CUDA_ERROR_INVALID_PTX, "an entry of a fatbin is said to be PTX, and is not");
-                if (runs_on(*target, card) && (!found || architecture >= best_number)) {
-                    best.ptx = text;
-                    best_number = architecture;
-                    found = true;
-                }
-            }
-        } else if (kind == kKindElf && architecture == number) {
-            cubin = true;
-            if (!packed) read_cubin(body, best.registers);
+        const auto flags = entry.at<uint64_t>(40);
+        const bool for_card = kind == kKindPtx ? architecture <= number : kind == kKindElf && architecture == number;
+        std::string plain;
+        Bytes content = body;
+        if (for_card && flags & kCompressedZstd) {
+            const uint64_t frame_bytes = entry.at<uint32_t>(16), plain_bytes = entry.at<uint64_t>(56);
+            if (plain_bytes > kLargestEntry) refuse(CUDA_ERROR_INVALID_IMAGE, "an entry of a fatbin of a size that none has");
+            const Bytes frame = body.part(0, frame_bytes);
+            plain = decompress_zstd(frame.data, frame.size, plain_bytes);
+            content = {reinterpret_cast<const std::byte*>(plain.data()), plain.size()};
         }
+        if (for_card && flags & kCompressedLz4) {
+            unreadable |= kind == kKindPtx;
+        } else if (for_card && kind == kKindPtx) {
+            const std::string_view text = content.text();
+            const auto target = target_of(text);
+            if (!target) refuse(CUDA_ERROR_INVALID_PTX, "an entry of a fatbin is said to be PTX, and is not");
+            if (runs_on(*target, card) && (!found || architecture >= best_number)) {
+                best.ptx = text;
+                best_number = architecture;
+                found = true;
+            }
+        } else if (for_card) {
+            read_cubin(content, best.registers);
+        }
+        cubin |= for_card && kind == kKindElf;
         at += entry_header + bytes;
     }
     if (found) return best;
-    if (compressed)
-        refuse(CUDA_ERROR_NO_BINARY_FOR_GPU,
-               "the fatbin's PTX is compressed, which the virtual GPU cannot read: compile with nvcc --compress-mode=none");
+    if (unreadable)
+        refuse(
+            CUDA_ERROR_NO_BINARY_FOR_GPU,
+            "the fatbin's PTX is compressed in a way that the virtual GPU cannot read: compile with nvcc --compress-mode=size");
     refuse(CUDA_ERROR_NO_BINARY_FOR_GPU, cubin
                                              ? "the fatbin has machine code for the card but no PTX, and the virtual GPU runs PTX"
                                              : "the fatbin has no PTX that runs on " + std::string(card.name));
