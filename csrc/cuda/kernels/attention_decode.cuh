@@ -17,6 +17,8 @@
 // Splits: the last block of a row and key-value head that arrives adds up the results of all, in ascending order.
 #pragma once
 
+#include <cfloat>
+
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/attention_format.cuh"
 #include "cuda/kernels/device.cuh"
@@ -251,7 +253,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         for (int i = 0; i < 8; ++i) query[h][i] = result[h][i] = 0.0f;
     // After the sums are shared a lane has the score of head lane % 4 (or of the only one) with key my_key of the step.
     const int my_key = lane / 4 % kTurns * kAtOnce + sub;
-    float highest = -INFINITY, sum = 0.0f;  // sum: of this lane's keys
+    // highest: finite, so that scores of -infinity weigh nothing whatever they come before.  sum: of this lane's keys
+    float highest = -FLT_MAX, sum = 0.0f;
     const int step_stride = kStepKeys * sets, begin = kStepKeys * key_set;
     int stage_of = 0, stage_to = 0;
     // The first kStages - 1 turns only fetch.
@@ -323,7 +326,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         float now = masked;
 #pragma unroll
         for (int width = 4; width < 32; width *= 2) now = fmaxf(now, __shfl_xor_sync(kWholeWarp, now, width));
-        now = fmaxf(now, highest);  // finite: each step has a key
+        now = fmaxf(now, highest);
         const float fade = exp2_fast(highest - now), probability = exp2_fast(masked - now);
         sum = fmaf(sum, fade, probability);
         probabilities[lane] = probability;
