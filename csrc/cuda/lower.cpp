@@ -310,8 +310,8 @@ public:
         call.gathered = true;
         call.scaled = scaled_;
         Plan products = multiply(call, form);
-        // `fetch` ahead of it writes weights, which the products read as what does not change while they run: so they may not begin
-        // before it has ended. Those of experts_down do not.
+        // `fetch` ahead of it writes weights, which the products read as what does not change while they run: so they may not
+        // begin before it has ended. Those of experts_down do not.
         if (set_.home.value) products.launches.front().programmatic = false;
         add(std::move(products), plan);
         if (!shared_.base.value) return;
