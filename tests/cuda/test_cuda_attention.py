@@ -218,7 +218,7 @@ def test_what_is_not_finite_stays_so(card: Remote, format: str) -> None:
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("format", ["f32", "f16", "bf16"])
 def test_scores_of_minus_infinity_weigh_nothing(card: Remote, format: str, splits: int) -> None:
-    """As those that are far below the others do, also where the first keys of all, or all keys of a block, have them."""
+    """As those far below the others do, also where the first keys of all, or all keys of a block, have them."""
     found = []
     for element in (-np.inf, -60000.0):
         case = Case(position=200, format=format, splits=splits)

@@ -134,9 +134,7 @@ def test_tiles_of_columns(card: Remote, format: str, cols: int) -> None:
     ("format", "cols", "rows"), [("F32", 768, 16), ("Q4_0", 3904, 16), ("F32", 8300, 5), ("BF16", 4800, 12)]
 )
 def test_shared_memory_to_the_last_bytes(card: Remote, format: str, cols: int, rows: int) -> None:
-    """Beside all of x a card of 163 or 227 KB, or the 48 KB that need no asking, have less left than the kernel's own arrays
-    take.
-    """
+    """Beside all of x the kernel's own arrays do not fit a card of 163 or 227 KB, or the 48 KB that need no asking."""
     weights, x, norm = make(format, 3, cols, 1), gaussian(2, rows, cols), gaussian(3, cols)
     check(run(card, **weights.arguments, x=x, norm=norm), product(weights, x, norm))
 
