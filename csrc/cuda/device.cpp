@@ -9,7 +9,7 @@
 namespace llama_ext::cuda {
 namespace {
 
-constexpr unsigned kSharedWithoutAsking = 48 * 1024;
+constexpr unsigned kSharedWithoutAsking = 48 * 1024;  // of a block, what the kernel itself has included
 
 int attribute(CUdevice device, CUdevice_attribute which, const char* purpose) {
     int value = 0;
@@ -149,7 +149,9 @@ CUfunction Module::function(const std::string& kernel, unsigned shared_bytes) co
         const CUfunction handle = find(kernel);
         const Current current(*device_);
         driver().cuFuncLoad(kernel, handle);
-        found = functions_.emplace(kernel, Function{handle, kSharedWithoutAsking}).first;
+        int own = 0;
+        driver().cuFuncGetAttribute(kernel, &own, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, handle);
+        found = functions_.emplace(kernel, Function{handle, kSharedWithoutAsking - static_cast<unsigned>(own)}).first;
     }
     Function& function = found->second;
     if (shared_bytes > function.shared_bytes) {

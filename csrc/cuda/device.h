@@ -126,7 +126,7 @@ public:
 private:
     struct Function {
         CUfunction handle;
-        unsigned shared_bytes;  // the most asked for so far
+        unsigned shared_bytes;  // the most that a launch may take beside the kernel's own, unless it asks
     };
 
     CUmodule load(const void* image) const;

@@ -25,7 +25,8 @@ int fewest_kv_heads(const Program& program) {
 
 int splits_for(const Program& program, const Card& card) {
     const int heads = fewest_kv_heads(program);
-    return std::clamp((kBlocksAMultiprocessor * card.multiprocessors + heads - 1) / heads, 1, kMostSplits);
+    // Rounded down: a few blocks more than run at a time would take as long again.
+    return std::clamp(kBlocksAMultiprocessor * card.multiprocessors / heads, 1, kMostSplits);
 }
 
 // Weights that are not of experts that a router chooses among, each once, in bytes on the card.

@@ -309,7 +309,11 @@ public:
         call.epilogue = Epilogue::silu_times_up;
         call.gathered = true;
         call.scaled = scaled_;
-        add(multiply(call, form), plan);
+        Plan products = multiply(call, form);
+        // `fetch` ahead of it writes weights, which the products read as what does not change while they run: so they may not
+        // begin before it has ended. Those of experts_down do not.
+        if (set_.home.value) products.launches.front().programmatic = false;
+        add(std::move(products), plan);
         if (!shared_.base.value) return;
         ProductCall apart = this->call(shared_, form, places_.n, shared_h(places_, form.rows, top_k_, width), width);
         apart.epilogue = Epilogue::silu_times_up;

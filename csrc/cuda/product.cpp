@@ -34,13 +34,14 @@ Plan product(const ProductCall& call, const Card& card) {
     const int rows = product_rows(call.max_rows), weights = 2 * product_pairs(rows);
 
     // x lies in shared memory as a whole where it fits, or else by tiles.
-    constexpr int kReserved = 1024;                         // bytes that the system takes for each block
-    constexpr int kStatic = 4 * kProductWarps * kMostRows;  // the kernel's own
+    constexpr int kReserved = 1024;  // bytes that the system takes for each block
+    // The kernel's own: squares of each warp and row, a factor a row.
+    const int own = 4 * (kProductWarps + 1) * rows;
     const auto shared_bytes = [&](int64_t units) {
         return int64_t{16} * call.max_rows * product_x_row(kind.layout, static_cast<int>(units));
     };
     const int64_t units = (call.weight.cols + kind.layout.cols - 1) / kind.layout.cols;
-    const int64_t most = card.shared_bytes - kStatic, share = card.shared_bytes_each / product_blocks(rows) - kReserved - kStatic;
+    const int64_t most = card.shared_bytes - own, share = card.shared_bytes_each / product_blocks(rows) - kReserved - own;
     int64_t tile = units;
     if (shared_bytes(units) > most) {
         const int64_t step = 32 * product_depth(kind.layout, rows);
@@ -48,12 +49,12 @@ Plan product(const ProductCall& call, const Card& card) {
         while (tile + step < units && shared_bytes(tile + step) <= std::min(most, share)) tile += step;
     }
     require(shared_bytes(tile) <= most, "product", "shared memory of the card", std::to_string(card.shared_bytes) + " bytes",
-            std::to_string(shared_bytes(tile) + kStatic) + " or more");
+            std::to_string(shared_bytes(tile) + own) + " or more");
 
     // A block stages x once, whatever the number of its rows: as few blocks as fill the card.
     const int64_t items = (call.weight.rows + weights - 1) / weights;
     const int64_t fit =
-        std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + kStatic + kReserved), 1, product_blocks(rows));
+        std::clamp<int64_t>(card.shared_bytes_each / (shared_bytes(tile) + own + kReserved), 1, product_blocks(rows));
     const bool experts = call.experts.value != 0;
     const int64_t groups = experts ? call.groups.max_groups : 1;
     const int64_t wanted = (items * groups + kProductWarps - 1) / kProductWarps;

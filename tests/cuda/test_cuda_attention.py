@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_oracle import Case
+from attention_oracle import Case, store
 from cuda_worker import Remote
 
 FORMATS = ["f32", "f16", "bf16", "q8_0", "fp8"]
@@ -213,3 +213,19 @@ def test_what_is_not_finite_stays_so(card: Remote, format: str) -> None:
     ((out, _),) = card.call("cases_attention.attention", **case.arguments)
     assert np.isfinite(out[0]).all()
     assert np.isnan(out[1:, :, -1]).all() and (format == "q8_0" or np.isfinite(out[1:, :, :32]).all())
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("format", ["f32", "f16", "bf16"])
+def test_scores_of_minus_infinity_weigh_nothing(card: Remote, format: str, splits: int) -> None:
+    """As those far below the others do, also where the first keys of all, or all keys of a block, have them."""
+    found = []
+    for element in (-np.inf, -60000.0):
+        case = Case(position=200, format=format, splits=splits)
+        case.qkv[:, :: case.head_dim] = 1.0  # the first element of each query, key and value
+        keys = np.zeros((1, case.head_dim), np.float32)
+        keys[0, 0] = element
+        case.planes[0][:, :150] = store(keys, format)[0]
+        ((out, _),) = card.call("cases_attention.attention", **case.arguments)
+        found.append(out)
+    assert np.isfinite(found[0]).all() and np.array_equal(*found)

@@ -53,7 +53,7 @@ BOUNDS = [
     change("end_of_the_split", "fresh = key < left && of_row", "fresh = of_row", attention(40)),
     change("end_of_the_ring", "            if (at >= capacity) at -= capacity;\n", "", RING),
     change("keys_of_the_step", " && range.first_row + from + kStepKeys <= 0", "", attention(39)),
-    change("rows_of_the_step", "    if (row >= step->rows) return;\n", "", attention(40, max_rows=2)),
+    change("rows_of_the_step", "    if (row >= this_step.rows) return;\n", "", attention(40, max_rows=2)),
     change("elements_of_any_head", "kHeadDim || unit < units;", "true;", attention(40, head_dim=40)),
 ]  # fmt: skip
 INITIALISATIONS = [

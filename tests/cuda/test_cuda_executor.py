@@ -3,6 +3,7 @@ cache; over chunk borders, drafted rows and what is taken back of them."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -164,6 +165,11 @@ def test_experts_in_the_hosts_memory(name: str, card: Remote) -> None:
     part, facts = card.call(RUN, name=name, format="Q8_0", script=script, executor={"memory_limit": full})
     assert np.array_equal(np.concatenate(whole), np.concatenate(part))
     assert facts["residency"]["misses"] > 0 and facts["residency"]["hits"] > 0
+    # The products behind `fetch` take weights for what nobody writes while they run: they begin when it has ended.
+    for plan in facts["plans"].values():
+        lines = plan.splitlines()
+        behind = [line for before, line in itertools.pairwise(lines) if ": fetch<<<" in before]
+        assert behind and not any(line.endswith(" programmatic") for line in behind)
 
 
 def test_launches_a_layer(card: Remote) -> None:
@@ -176,6 +182,16 @@ def test_launches_a_layer(card: Remote) -> None:
             assert lines[0].startswith("embed: ") and lines[-1].startswith("sample: ")
             assert all(re.match(r"[\w.]+: \w+<<<[\dx ]+, [\dx ]+, \d+ B>>>\(", line) for line in lines)
             assert sum(line.startswith("layers.1.attention: ") for line in lines) == 1
+
+
+def test_blocks_of_attention_run_all_at_once(card: Remote) -> None:
+    """Two a multiprocessor at the most: what is beyond that would begin when the others have ended."""
+    _, _, multiprocessors = card.call("describe")
+    for kv_heads in (5, 7, 16):
+        changes = {"num_key_value_heads": kv_heads, "num_attention_heads": kv_heads}
+        _, facts = card.call(RUN, name="global", format="BF16", changes=changes, script=[])
+        (splits,) = {int(found) for found in re.findall(r"attention_decode_\w+<<<(\d+) x", facts["plans"][1])}
+        assert 2 * multiprocessors - kv_heads < splits * kv_heads <= 2 * multiprocessors
 
 
 def test_far_from_zero(card: Remote) -> None:

@@ -17,6 +17,8 @@
 // Splits: the last block of a row and key-value head that arrives adds up the results of all, in ascending order.
 #pragma once
 
+#include <cfloat>
+
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/attention_format.cuh"
 #include "cuda/kernels/device.cuh"
@@ -49,6 +51,19 @@ __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_gro
 template <int kLeft>
 __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// A struct of 8-byte words, all of it at once: else what is needed behind a branch is asked for behind it, a way to memory later.
+template <typename T>
+__device__ __forceinline__ T load_whole(const T* from) {
+    static_assert(sizeof(T) % 8 == 0);
+    uint64_t words[sizeof(T) / 8];
+#pragma unroll
+    for (size_t i = 0; i < sizeof(T) / 8; ++i)
+        asm volatile("ld.global.u64 %0, [%1];" : "=l"(words[i]) : "l"(reinterpret_cast<const uint64_t*>(from) + i) : "memory");
+    T value;
+    memcpy(&value, words, sizeof value);
+    return value;
 }
 
 // Sums across kLanes neighbouring lanes, kCount of them at once; lane i of them gets sum i / (kLanes / kCount).
@@ -97,8 +112,9 @@ __device__ __forceinline__ KeyRange key_range(int64_t position, int row, int64_t
     const int share = steps <= kAloneTurns * sets ? steps : (steps + splits - 1) / splits;
     const int used_splits = (steps + share - 1) / share;
     const int begin = min(split, used_splits) * share * kStepKeys;
-    return {static_cast<int>((first + begin) % capacity), min(share * kStepKeys, keys - begin), row + 1 - keys + begin,
-            used_splits};
+    const int64_t first_of_split = first + begin;
+    const int64_t slot = first_of_split < capacity ? first_of_split : first_of_split % capacity;  // a division takes long
+    return {static_cast<int>(slot), min(share * kStepKeys, keys - begin), row + 1 - keys + begin, used_splits};
 }
 
 // Where a key-value head's keys or values lie.
@@ -136,11 +152,13 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
 
     let_successor_start();
     wait_for_predecessor();
+    const Step this_step = load_whole(step);
+    const CacheState state = load_whole(cache);
     const int row = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y), kv_heads = static_cast<int>(gridDim.y);
-    if (row >= step->rows) return;
-    const int64_t position = step->position + row;
-    const int capacity = static_cast<int>(cache->capacity);
-    const KeyRange range = key_range(position, row, step->start, capacity, mask, extent, sets);
+    if (row >= this_step.rows) return;
+    const int64_t position = this_step.position + row;
+    const int capacity = static_cast<int>(state.capacity);
+    const KeyRange range = key_range(position, row, this_step.start, capacity, mask, extent, sets);
     if (range.count <= 0) return;
     float query_scale = scale * kLog2E;
     if (temperature_scale != 0.0f)
@@ -149,11 +167,11 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
     const int64_t qkv_row = int64_t{group + 2} * kv_heads * head_dim;
     const int64_t cache_row = int64_t{kv_head} * capacity;
     Plane planes[2];  // keys, values
-    planes[0].rows = reinterpret_cast<char*>(cache->keys) + cache_row * row_bytes;
-    planes[1].rows = reinterpret_cast<char*>(cache->values) + cache_row * row_bytes;
+    planes[0].rows = reinterpret_cast<char*>(state.keys) + cache_row * row_bytes;
+    planes[1].rows = reinterpret_cast<char*>(state.values) + cache_row * row_bytes;
     if constexpr (F::kScaled) {
-        planes[0].scales = reinterpret_cast<__half*>(cache->key_scales) + cache_row * blocks;
-        planes[1].scales = reinterpret_cast<__half*>(cache->value_scales) + cache_row * blocks;
+        planes[0].scales = reinterpret_cast<__half*>(state.key_scales) + cache_row * blocks;
+        planes[1].scales = reinterpret_cast<__half*>(state.value_scales) + cache_row * blocks;
     }
 
     // Keys and values of step `from / kStepKeys` to `to`, by the warps of this key set.
@@ -251,7 +269,8 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         for (int i = 0; i < 8; ++i) query[h][i] = result[h][i] = 0.0f;
     // After the sums are shared a lane has the score of head lane % 4 (or of the only one) with key my_key of the step.
     const int my_key = lane / 4 % kTurns * kAtOnce + sub;
-    float highest = -INFINITY, sum = 0.0f;  // sum: of this lane's keys
+    // highest: finite, so that scores of -infinity weigh nothing whatever they come before.  sum: of this lane's keys
+    float highest = -FLT_MAX, sum = 0.0f;
     const int step_stride = kStepKeys * sets, begin = kStepKeys * key_set;
     int stage_of = 0, stage_to = 0;
     // The first kStages - 1 turns only fetch.
@@ -323,7 +342,7 @@ __device__ __forceinline__ void attend(const float* qkv, const Step* step, const
         float now = masked;
 #pragma unroll
         for (int width = 4; width < 32; width *= 2) now = fmaxf(now, __shfl_xor_sync(kWholeWarp, now, width));
-        now = fmaxf(now, highest);  // finite: each step has a key
+        now = fmaxf(now, highest);
         const float fade = exp2_fast(highest - now), probability = exp2_fast(masked - now);
         sum = fmaf(sum, fade, probability);
         probabilities[lane] = probability;

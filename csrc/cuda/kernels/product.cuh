@@ -60,6 +60,13 @@ __device__ __forceinline__ uint32_t load_1(const void* at) {
     return w;
 }
 
+// What a launch before this one wrote. volatile: behind the wait for it, and no later than written here.
+__device__ __forceinline__ float load_behind(const float* at) {
+    float value;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(at) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ float half_float(uint32_t bits) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
@@ -556,6 +563,9 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
         rows = a.group_first[group + 1] - first;
         at = planes_at(reinterpret_cast<const char*>(a.experts[a.group_expert[group]]) + a.offset);
         fetch_first(at, part + parts * warp);
+    } else if (kRows == 1) {  // of a step of one row: mostly no need to look it up, which x would wait for
+        rows = a.logits ? a.step->logit_rows : 1;
+        first = 0;
     } else {
         rows = a.logits ? a.step->logit_rows : a.step->rows;
         first = a.step->rows - rows;
@@ -670,6 +680,17 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
     for (int begin = part; begin < items; begin += parts * kProductWarps) {
         const int item = begin + parts * warp;
         float sums[2][kPairs * kRows] = {};
+        // Of a single row: what the results meet in their lane, {even row, odd row} of y or {cosine, sine}, on its way meanwhile.
+        float2 meets = make_float2(0.0f, 0.0f);
+        if (kRows == 1 && lane == 0 && item < items) {
+            if (a.epilogue == kProductAdd) {
+                meets.x = load_behind(a.y + 2 * item);
+                if (2 * item + 1 < a.rows) meets.y = load_behind(a.y + 2 * item + 1);
+            } else if (a.epilogue == kProductRotate && 2 * item < a.rotated) {
+                const float* const turn = reinterpret_cast<const float*>(a.table + item % a.pairs);
+                meets = make_float2(load_behind(turn), load_behind(turn + 1));
+            }
+        }
         for (int tile = 0; tile < units; tile += a.tile_units) {
             if (staged != tile) {
                 __syncthreads();  // until every warp is through with the tile before
@@ -723,11 +744,11 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
             continue;
         }
         if (a.epilogue == kProductAdd) {
-            even += y[2 * pair];
-            if (2 * pair + 1 < a.rows) odd += y[2 * pair + 1];
+            even += kRows == 1 ? meets.x : y[2 * pair];
+            if (2 * pair + 1 < a.rows) odd += kRows == 1 ? meets.y : y[2 * pair + 1];
         }
         if (a.epilogue == kProductRotate && 2 * pair < a.rotated) {
-            const float2 turn = a.table[int64_t{first + t} * a.pairs + pair % a.pairs];
+            const float2 turn = kRows == 1 ? meets : a.table[int64_t{first + t} * a.pairs + pair % a.pairs];
             const float turned = fmaf(even, turn.x, -__fmul_rn(odd, turn.y));
             odd = fmaf(even, turn.y, __fmul_rn(odd, turn.x));
             even = turned;
@@ -752,7 +773,7 @@ __device__ __forceinline__ void product(const ProductArguments& a) {
 //          shared 16 * product_x_row(layout, tile_units) * the most rows;
 //          tile_units at least all of a row, or a multiple of 32 * product_depth(layout, rows); rows * units of a row < 2^32;
 //          weight on 256 bytes, x and norm on 16; rows of a step or of a group at most those of the kernel and those that shared
-//          memory is for
+//          memory is for; the kernels of one row: a step of one row
 #define LLAMA_EXT_PRODUCT(format, Weights, kRows)                                                                            \
     extern "C" __global__ void __launch_bounds__(kProductThreads, product_blocks(kRows)) product_##format##_##kRows(         \
         const char* weight, const uint64_t* experts, int64_t offset, int64_t high, int64_t scales, int64_t supers, int rows, \
