@@ -1,5 +1,5 @@
-// Zstandard (RFC 8878), as nvcc --compress-mode=size compresses what is in a fatbin. By the system's libzstd.so.1, which is opened
-// when it is first needed: compilers and package managers bring it, its header less often.
+// Zstandard (RFC 8878), as nvcc --compress-mode=size compresses what is in a fatbin. By the system's libzstd.so.1, which is
+// opened when it is first needed: compilers and package managers bring it, its header less often.
 #pragma once
 
 #include <cstddef>
