@@ -360,8 +360,7 @@ __device__ __forceinline__ void put_digits(uint4* to, int plane, int i, float4 v
     }
 }
 
-// --- The product
-// -----------------------------------------------------------------------------------------------------------------
+// --- The product ---------------------------------------------------------------------------------------------------------------
 
 // One unit of kWeights rows of W against `rows` rows of x, which lie `row` apart. x: the unit's first piece; scales: its block's.
 // sums[r % 2][r / 2 * kRows + t]: of row r of W, row t of x

@@ -48,19 +48,6 @@ struct TileMxfp8 {
     static constexpr TileSource kSource{16, 0, 4, 0, 1, 0};
     static constexpr bool kBf16 = false;
 };
-// One row of x in global memory.
-struct RowOfX {
-    const float* at;
-    int cols;
-
-    // Columns 4 i .. 4 i + 3; what is past the end is 0. Rows begin on 16 bytes where cols is a multiple of 4.
-    __device__ __forceinline__ float4 piece(int i) const {
-        const int col = 4 * i;
-        if (cols % 4 == 0) return col < cols ? reinterpret_cast<const float4*>(at)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        return make_float4(col < cols ? at[col] : 0.0f, col + 1 < cols ? at[col + 1] : 0.0f, col + 2 < cols ? at[col + 2] : 0.0f,
-                           col + 3 < cols ? at[col + 3] : 0.0f);
-    }
-};
 
 // Integers of a format of product.cuh.
 template <class F, int high, int scale, int super>
@@ -299,14 +286,14 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (32 * i < count) {
-                const RowOfX x{a.x + int64_t{x_row[i]} * a.cols, a.cols};
+                const float* const x = a.x + int64_t{x_row[i]} * a.cols;
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
                     const int piece = 8 * step + 4 * k + part;
                     if constexpr (T::kSource.quants == 32)
-                        in_flight[i][k] = x.piece(piece);
+                        in_flight[i][k] = load_piece(x, a.cols, piece);
                     else  // whole blocks
-                        in_flight[i][k] = reinterpret_cast<const float4*>(x.at)[piece];
+                        in_flight[i][k] = reinterpret_cast<const float4*>(x)[piece];
                 }
             }
     };
@@ -387,7 +374,7 @@ __device__ __forceinline__ void product_tiles(const TilesArguments& a) {
             const int sub = step % 8;
             if constexpr (tile_halves<T>()) {
                 w.of_halves = static_cast<uint16_t>(word_of(scales) >> (block % 2 * 16));
-                w.d = static_cast<uint16_t>(word_of(supers) >> (block / 8 % 2 * 16));
+                w.set_super(word_of(supers) >> (block / 8 % 2 * 16));
                 factors[buffer][half][my_row] = __fmul_rn(w.scale(sub), w.half_scale(half));
             } else {
                 if constexpr (T::kSource.supers == 16) w.super = reinterpret_cast<const uint4*>(supers)[thread];
