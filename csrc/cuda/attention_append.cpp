@@ -1,11 +1,10 @@
-#include "cuda/attention.h"
-#include "cuda/attention_prefill.h"
+#include "cuda/attention_check.h"
 #include "cuda/kernels/attention_prefill.h"
 
 namespace llama_ext::cuda {
 
 Plan attention_append(const AttentionCall& call, const Card&) {
-    check_prefill("attention_append", call);
+    check_cache_rows("attention_append", call, UINT16_MAX);
     const int blocks = (2 * call.kv_heads + kAppendWarps - 1) / kAppendWarps;
     return {{{std::string("attention_append_") + cache_format_name(call.format),
               {static_cast<uint32_t>(call.max_rows), static_cast<uint32_t>(blocks), 1},

@@ -4,8 +4,7 @@
 
 #include "cuda/check.h"
 #include "cuda/kernels/product.h"
-#include "cuda/pack.h"
-#include "cuda/product_check.h"
+#include "cuda/product_call.h"
 
 namespace llama_ext::cuda {
 namespace {
@@ -61,38 +60,11 @@ Plan product(const ProductCall& call, const Card& card) {
     const int64_t each = std::clamp<int64_t>((wanted + card.multiprocessors - 1) / card.multiprocessors, 1, fit);
     const int64_t blocks = std::max(std::min(each * card.multiprocessors, items * groups), groups);
 
-    const Planes at = planes(call.weight.format, call.weight.rows, call.weight.cols);
     return {{{"product_" + std::string(kind.name) + "_" + std::to_string(rows),
               {static_cast<uint32_t>(blocks), 1, 1},
               {32 * kProductWarps, 1, 1},
               static_cast<uint32_t>(shared_bytes(tile)),
-              {{"weight", call.weight.base},
-               {"experts", call.experts},
-               {"offset", experts ? call.offset : int64_t{0}},
-               {"high", at.high},
-               {"scales", at.scales},
-               {"supers", at.supers},
-               {"rows", static_cast<int32_t>(call.weight.rows)},
-               {"cols", static_cast<int32_t>(call.weight.cols)},
-               {"tile_units", static_cast<int32_t>(tile)},
-               {"step", call.step},
-               {"logits", int32_t{call.which == Rows::logits}},
-               {"x", call.x},
-               {"norm", call.norm},
-               {"eps", call.eps},
-               {"epilogue", static_cast<int32_t>(call.epilogue)},
-               {"y", call.y},
-               {"y_stride", call.y_stride},
-               {"table", call.table},
-               {"rotated", static_cast<int32_t>(call.rotated)},
-               {"pairs", std::max(call.pairs, 1)},
-               {"group_count", call.groups.count},
-               {"group_expert", call.groups.expert},
-               {"group_first", call.groups.first},
-               {"entry_row", call.groups.row},
-               {"entry_score", call.groups.score},
-               {"gathered", int32_t{experts && call.gathered}},
-               {"scaled", int32_t{experts && call.scaled}}},
+              product_arguments(call, {"tile_units", static_cast<int32_t>(tile)}, {.norm = true, .rotation = true}),
               true}},
             {}};
 }

@@ -1,9 +1,8 @@
 #include "cuda/kernels/product_tiles.h"
 
 #include "cuda/check.h"
-#include "cuda/pack.h"
 #include "cuda/product.h"
-#include "cuda/product_check.h"
+#include "cuda/product_call.h"
 
 namespace llama_ext::cuda {
 namespace {
@@ -30,33 +29,11 @@ Plan product_tiles(const ProductCall& call, const Card&) {
     require(blocks <= INT32_MAX, operation, "rows", std::to_string(call.weight.rows),
             "so many that the tiles of all rows and groups are at most " + std::to_string(INT32_MAX));
 
-    const Planes at = planes(call.weight.format, call.weight.rows, call.weight.cols);
     return {{{"product_tiles_" + std::string(name),
               {static_cast<uint32_t>(blocks), 1, 1},
               {kTileThreads, 1, 1},
               0,
-              {{"weight", call.weight.base},
-               {"experts", call.experts},
-               {"offset", experts ? call.offset : int64_t{0}},
-               {"high", at.high},
-               {"scales", at.scales},
-               {"supers", at.supers},
-               {"rows", static_cast<int32_t>(call.weight.rows)},
-               {"cols", static_cast<int32_t>(call.weight.cols)},
-               {"token_tiles", static_cast<int32_t>(token_tiles)},
-               {"step", call.step},
-               {"logits", int32_t{call.which == Rows::logits}},
-               {"x", call.x},
-               {"epilogue", static_cast<int32_t>(call.epilogue)},
-               {"y", call.y},
-               {"y_stride", call.y_stride},
-               {"group_count", call.groups.count},
-               {"group_expert", call.groups.expert},
-               {"group_first", call.groups.first},
-               {"entry_row", call.groups.row},
-               {"entry_score", call.groups.score},
-               {"gathered", int32_t{experts && call.gathered}},
-               {"scaled", int32_t{experts && call.scaled}}},
+              product_arguments(call, {"token_tiles", static_cast<int32_t>(token_tiles)}, {.norm = false, .rotation = false}),
               true}},
             {}};
 }

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from cases_attention import STEP, HeldCache, run_steps
 from cuda_worker import Array, Card, cuda
 
 from llama_ext import _core
-
-STEP = np.dtype([("position", np.int64), ("start", np.int64), ("rows", np.int32), ("logit_rows", np.int32)])
 
 
 def prefill(
@@ -39,46 +37,28 @@ def prefill(
     -> of each step out [rows, heads, head_dim], and the planes after it, empty unless all were written
     """
     card = Card(image)
-    buffers = []
-    for plane in planes:
-        buffer = cuda.Buffer(card.device, plane.nbytes)
-        if held is None:
-            card.stream.write(buffer, plane)
-        else:
-            size = plane[0, 0].nbytes
-            for head, slot in np.ndindex(plane.shape[:2]):
-                if held[slot]:
-                    card.stream.write(buffer.part((head * plane.shape[1] + slot) * size, size), plane[head, slot])
-        buffers.append(buffer)
-    addresses = [buffer.address for buffer in buffers] + [0] * (4 - len(planes))
-    cache = card.upload(np.array([*addresses, planes[0].shape[1]], np.uint64))
+    cache = HeldCache(card, planes, held)
     width = (heads + 2 * kv_heads) * head_dim
     given, qkv = (cuda.Buffer(card.device, 4 * max_rows * width) for _ in range(2))
     out, step = card.output(max_rows * heads * head_dim), cuda.Buffer(card.device, STEP.itemsize)
     shape = {"max_rows": max_rows, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "format": format}
     norm = {"qk_norm": qk_norm, "qk_norm_eps": qk_norm_eps}
-    plan = cuda.attention_append(qkv=qkv, step=step, cache=cache, **shape, **norm)
+    plan = cuda.attention_append(qkv=qkv, step=step, cache=cache.state, **shape, **norm)
     plan += cuda.attention_prefill(
-        qkv=qkv, step=step, cache=cache, out=out, mask=_core.Mask(*mask), scale=scale, **shape, **norm, **temperature
+        qkv=qkv,
+        step=step,
+        cache=cache.state,
+        out=out,
+        mask=_core.Mask(*mask),
+        scale=scale,
+        **shape,
+        **norm,
+        **temperature,
     )
     if after_norm:
         plan = cuda.rms_norm(x=given, weight=None, y=qkv, rows=max_rows, n=width, eps=1e-5) + plan
-    executable = cuda.Executable(card.module, plan)
-    work = card.stream.capture(executable) if captured else executable
-    results = []
-    for position, rows in steps:
-        card.stream.write(step, np.array([(position, start, len(rows), 1)], STEP))
-        card.stream.write(given if after_norm else qkv, rows)
-        card.stream.fill(out, 0xFF)
-        card.stream.run(work)
-        found = card.floats(out).reshape(max_rows, heads, head_dim)
-        assert np.isnan(found[len(rows) :]).all(), "rows that the step does not have were written"
-        after = []
-        if held is None:
-            for buffer, plane in zip(buffers, planes, strict=True):
-                after.append(card.stream.read(buffer).view(plane.dtype).reshape(plane.shape))
-        results.append((found[: len(rows)], after))
-    return results
+    rows = given if after_norm else qkv
+    return run_steps(card, plan, steps, start, step, rows, out, (max_rows, heads, head_dim), cache, captured)
 
 
 def plans() -> str:

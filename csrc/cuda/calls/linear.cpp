@@ -12,7 +12,7 @@
 namespace llama_ext::cuda::calls {
 namespace {
 
-constexpr int64_t kProductRows = 16;  // the most that one product takes
+constexpr int64_t kProductRows = 16;  // the most that a product without tensor cores takes
 
 const char* repack_kernel(Format format) {
     switch (format) {
@@ -109,14 +109,20 @@ Plan build(const Linear& call, const Card& card, Scratch& scratch) {
     product.which = Rows::all;
     product.epilogue = Epilogue::store;
     product.y_stride = call.outputs;
-    for (int64_t row = 0; row < call.rows; row += kProductRows) {
-        const int64_t rows = std::min(kProductRows, call.rows - row);
+    const auto multiply = [&](Plan (*product_of_rows)(const ProductCall&, const Card&), int64_t row, int64_t rows) {
         product.step = scratch.take(sizeof(Step));
         product.x = {x.value + 4 * static_cast<uint64_t>(row * call.cols)};
         product.y = {out.value + 4 * static_cast<uint64_t>(row * call.outputs)};
         product.max_rows = static_cast<int>(rows);
         write_step(&plan, product.step, 0, rows);
-        append(&plan, cuda::product(product, card));
+        append(&plan, product_of_rows(product, card));
+    };
+    // Tensor cores take no float32: such weights are read again for each 16 rows.
+    if (call.rows > kProductRows && call.format != Format::f32) {
+        multiply(cuda::product_tiles, 0, call.rows);
+    } else {
+        for (int64_t row = 0; row < call.rows; row += kProductRows)
+            multiply(cuda::product, row, std::min(kProductRows, call.rows - row));
     }
     if (narrow) to_bf16(&plan, out, {call.out}, results);
     return plan;

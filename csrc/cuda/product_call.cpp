@@ -1,16 +1,15 @@
-// The preconditions that the products share.
-#pragma once
+#include "cuda/product_call.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "cuda/check.h"
 #include "cuda/pack.h"
-#include "cuda/product.h"
 
 namespace llama_ext::cuda {
 
-// What any product of at most `most_rows` rows asks of its call.
-inline void check_product(const char* operation, const ProductCall& call, int most_rows) {
+void check_product(const char* operation, const ProductCall& call, int most_rows) {
     const Matrix& w = call.weight;
     require_range(operation, "rows", w.rows, 1, INT32_MAX);
     require_range(operation, "cols", w.cols, 1, INT32_MAX - 256);
@@ -55,6 +54,36 @@ inline void check_product(const char* operation, const ProductCall& call, int mo
     require_address(operation, "groups.row", call.groups.row, 4);
     require_address(operation, "groups.score", call.groups.score, 4);
     require_range(operation, "groups.max_groups", call.groups.max_groups, 1, 1 << 16);
+}
+
+std::vector<Argument> product_arguments(const ProductCall& call, Argument tiles, ProductArguments has) {
+    const Planes at = planes(call.weight.format, call.weight.rows, call.weight.cols);
+    const bool experts = call.experts.value != 0;
+    std::vector<Argument> all{{"weight", call.weight.base},
+                              {"experts", call.experts},
+                              {"offset", experts ? call.offset : int64_t{0}},
+                              {"high", at.high},
+                              {"scales", at.scales},
+                              {"supers", at.supers},
+                              {"rows", static_cast<int32_t>(call.weight.rows)},
+                              {"cols", static_cast<int32_t>(call.weight.cols)},
+                              std::move(tiles),
+                              {"step", call.step},
+                              {"logits", int32_t{call.which == Rows::logits}},
+                              {"x", call.x}};
+    const auto add = [&all](std::vector<Argument> more) { std::move(more.begin(), more.end(), std::back_inserter(all)); };
+    if (has.norm) add({{"norm", call.norm}, {"eps", call.eps}});
+    add({{"epilogue", static_cast<int32_t>(call.epilogue)}, {"y", call.y}, {"y_stride", call.y_stride}});
+    if (has.rotation)
+        add({{"table", call.table}, {"rotated", static_cast<int32_t>(call.rotated)}, {"pairs", std::max(call.pairs, 1)}});
+    add({{"group_count", call.groups.count},
+         {"group_expert", call.groups.expert},
+         {"group_first", call.groups.first},
+         {"entry_row", call.groups.row},
+         {"entry_score", call.groups.score},
+         {"gathered", int32_t{experts && call.gathered}},
+         {"scaled", int32_t{experts && call.scaled}}});
+    return all;
 }
 
 }  // namespace llama_ext::cuda
