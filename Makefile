@@ -42,7 +42,7 @@ $(BIN)/python:
 # Without build isolation, so that a second build takes seconds: the build folder is kept.
 install: $(BIN)/python
 	$(BIN)/pip install -q "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.24" "ninja>=1.11"
-	@echo "Building llama_ext: a minute or two the first time"
+	@echo "Building llama_ext: a minute or two the first time; with nvcc on this machine about ten more, for the CUDA kernels"
 	$(BIN)/pip install --no-build-isolation --quiet .
 	@$(BIN)/python -P -c "import llama_ext; print(llama_ext.build_info())"
 
