@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_ext import _core
+from llama_ext.drafting import MOST_DRAFTED, Drafter, Drafting, ModelDrafter, Pace, PromptLookup, draws, row_cost
 from llama_ext.errors import ContextError, LlamaExtError, OptionError
 from llama_ext.executor import Executor, describe
 from llama_ext.loading import Checkpoint, byte_count, make_executor, open_checkpoint
@@ -54,6 +55,8 @@ class GenerationOptions(TypedDict, total=False):
             it. Of several that overlap, the one that is complete first counts.
         logprobs: report the log-probability of each token, and the n most probable at its place; 0 is
             allowed.
+        draft_tokens: where the model was loaded with `draft`, tokens to draft for a pass at the most: 0 (off) to
+            15, the default. How many it does draft depends on how many were right lately. The text is the same.
         progress: of long prompts, in tokens: True for a bar on a terminal, or a function of (done, total).
     """
 
@@ -66,6 +69,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     logprobs: int | None
+    draft_tokens: int
     progress: Progress
 
 
@@ -96,7 +100,10 @@ def load(
         max_context: tokens that a session can hold; None: as many as the model was trained for. Memory is
             taken as tokens come, not at once.
         threads: None: the physical cores that the process may use. A CUDA device's weights are prepared by so many.
-        draft: None: drafting is not served yet.
+        draft: what guesses the next tokens, several of which one pass of the model then verifies; the text stays the
+            same, greedy and sampled. "lookup": the text itself, where it goes on as it did after the same tokens before
+            (prompt lookup; good for summaries, edits and code). Else a smaller model with the same vocabulary, named as
+            `path` is. None: nothing is drafted.
         resident_limit: for a mixture of experts that is larger than memory: bytes, or a text such as "8GB", that the
             process keeps resident at the most, with the keys and values of one session. Its experts stay in their
             file; those used last are in memory, the others are read when a router chooses them. None: all weights are
@@ -110,8 +117,8 @@ def load(
     """
     ordinal = _device(device)
     check_progress(progress)
-    if draft is not None:
-        raise OptionError(f"draft={str(draft)!r}: decoding with a draft model is not served yet; leave draft out.")
+    if draft is not None and not isinstance(draft, str | os.PathLike):
+        raise OptionError(f"draft={draft!r:.60} must be 'lookup' or name a model, as the path of the model does.")
     count = physical_cores() if threads is None else _count("threads", threads)
     if count > _MAX_THREADS:
         raise OptionError(f"threads={threads} is too many; use up to {_MAX_THREADS}, at best one a core.")
@@ -121,7 +128,11 @@ def load(
     checkpoint = open_checkpoint(path, weights=weights, kv_cache=kv_cache, max_context=max_context, threads=count)
     with progress_bar(progress, "loading", "B") as report:
         executor = make_executor(checkpoint, device=ordinal, threads=count, resident_limit=limit, progress=report)
-    return Llama(checkpoint, executor)
+    if draft is None or draft == "lookup":
+        return Llama(checkpoint, executor, draft)
+    ahead = load(draft, device=device, threads=threads, progress=progress)
+    _check_vocabulary(checkpoint, ahead.checkpoint)
+    return Llama(checkpoint, executor, ahead)
 
 
 class Llama:
@@ -133,14 +144,16 @@ class Llama:
         program: the instructions of one step; `print(llm.program)` lists them.
         executor: what runs them.
         checkpoint: what was read from the file.
+        draft: what guesses tokens ahead: a model, "lookup" or nothing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, executor: Executor) -> None:
+    def __init__(self, checkpoint: Checkpoint, executor: Executor, draft: Llama | str | None = None) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.program = checkpoint.program
         self.executor = executor
+        self.draft = draft
         self._idle: deque[Session] = deque(maxlen=1)  # the last conversation's, between two calls of chat
 
     def __str__(self) -> str:
@@ -194,7 +207,7 @@ class Llama:
         """Like `generate`, but gives the text piece by piece. Errors of arguments are raised at once, not at
         the first piece."""
         request = self._request(prompt, options, time.perf_counter())
-        return TextStream(_decode(self.session(), self.tokenizer, request))
+        return TextStream(_decode(self.session(), self.tokenizer, request, self._drafting(request)))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Unpack[GenerationOptions]) -> GenerationResult:
         """Answers a conversation.
@@ -219,6 +232,16 @@ class Llama:
         started = time.perf_counter()
         request = self._request(self.chat_template.render(messages), options, started)
         return TextStream(self._answer(request))
+
+    def _drafting(self, request: _Request) -> Drafting:
+        drafter: Drafter | None = None
+        if isinstance(self.draft, Llama):
+            executor = self.draft.executor
+            drafter = ModelDrafter(self.draft.session(), executor.weight_bytes / self.executor.weight_bytes)
+        elif self.draft is not None:
+            drafter = PromptLookup()
+        cost = row_cost(self.executor) + (drafter.cost if drafter else 0)
+        return Drafting(drafter, Pace(cost, request.draft_tokens))
 
     def _request(self, prompt: str | Sequence[int], options: GenerationOptions, started: float) -> _Request:
         unknown = set(options) - set(GenerationOptions.__annotations__)
@@ -246,12 +269,16 @@ class Llama:
             top = _count("logprobs", top, 0)
             if top > (vocab := self.config.vocab_size):
                 raise OptionError(f"logprobs={top} is too many: there are {vocab:,} tokens.")
+        drafted = _count("draft_tokens", options.get("draft_tokens", MOST_DRAFTED), 0)
+        if drafted > MOST_DRAFTED:
+            raise OptionError(f"draft_tokens={drafted} is too many; draft up to {MOST_DRAFTED} tokens.")
         return _Request(
             ids=ids,
             limit=self.max_context if limit is None else _count("max_new_tokens", limit),
             params=_sampling(options),
             stops=_stops(options.get("stop")),
             top=top,
+            draft_tokens=drafted,
             progress=options.get("progress"),
             setup_seconds=time.perf_counter() - started,
         )
@@ -263,7 +290,7 @@ class Llama:
         except IndexError:
             session = self.session()
         try:
-            return (yield from _decode(session, self.tokenizer, request))
+            return (yield from _decode(session, self.tokenizer, request, self._drafting(request)))
         finally:
             self._idle.append(session)
 
@@ -335,6 +362,7 @@ class _Request:
     params: SamplingParams
     stops: tuple[str, ...]
     top: int | None
+    draft_tokens: int
     progress: Progress
     setup_seconds: float
 
@@ -383,9 +411,11 @@ class _StopFinder:
         return held
 
 
-def _decode(session: Session, tokenizer: Tokenizer, request: _Request) -> Generator[str, None, GenerationResult]:
+def _decode(
+    session: Session, tokenizer: Tokenizer, request: _Request, drafting: Drafting
+) -> Generator[str, None, GenerationResult]:
     ids, params = request.ids, request.params
-    cached = _keep_prefix(session, ids)
+    cached = session.keep_prefix(ids)
     decoder = tokenizer.stream()
     finder = _StopFinder(request.stops)
     token_ids: list[int] = []
@@ -400,8 +430,8 @@ def _decode(session: Session, tokenizer: Tokenizer, request: _Request) -> Genera
     prompt_seconds = clock() - begun
     decode_seconds = first_seconds = 0.0
     drawn = 0
-    token = session.sample(logits, params)
-    while True:
+    want_logits = request.top is not None
+    for token, of_token in draws(session, logits, params, drafting, limit=request.limit, want_logits=want_logits):
         drawn += 1
         if drawn == 1:
             first_seconds = request.setup_seconds + clock() - begun
@@ -411,7 +441,8 @@ def _decode(session: Session, tokenizer: Tokenizer, request: _Request) -> Genera
             break
         token_ids.append(token)
         if request.top is not None:
-            logprobs.append(_token_logprob(logits, token, request.top))
+            assert of_token is not None
+            logprobs.append(_token_logprob(of_token, token, request.top))
         text = finder.push(decoder.push(token))
         if text:
             texts.append(text)
@@ -422,13 +453,6 @@ def _decode(session: Session, tokenizer: Tokenizer, request: _Request) -> Genera
         if finder.found is not None:
             reason = finder.found
             break
-        if drawn == request.limit or session.position == session.max_context:
-            break
-        if request.top is None:
-            token = session.draw(token, params)
-        else:
-            logits = session.step(token)
-            token = session.sample(logits, params)
     if finder.found is None:
         rest = finder.push(decoder.flush())
         if finder.found is None:
@@ -445,21 +469,19 @@ def _decode(session: Session, tokenizer: Tokenizer, request: _Request) -> Genera
         stop_reason=reason,
         prompt_ids=ids,
         sampling=params,
-        timings=Timings(len(ids), cached, prompt_seconds, first_seconds, drawn, decode_seconds),
+        timings=Timings(
+            prompt_tokens=len(ids),
+            cached_tokens=cached,
+            prompt_seconds=prompt_seconds,
+            first_token_seconds=first_seconds,
+            generated_tokens=drawn,
+            decode_seconds=decode_seconds,
+            passes=drafting.passes,
+            drafted_tokens=drafting.drafted,
+            accepted_tokens=drafting.accepted,
+        ),
         logprobs=None if request.top is None else logprobs,
     )
-
-
-def _keep_prefix(session: Session, ids: list[int]) -> int:
-    """Leaves in the cache what `ids` begins with, at most all but its last token, whose logits are needed;
-    returns how many tokens that is."""
-    keep = min(session.shared_prefix(ids), len(ids) - 1)
-    forget = session.position - keep
-    if forget > session.max_rollback:
-        session.reset()
-        return 0
-    session.rollback(forget)
-    return keep
 
 
 def _token_logprob(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenLogprob:
@@ -472,6 +494,26 @@ def _token_logprob(logits: npt.NDArray[np.float32], token: int, top: int) -> Tok
         order = candidates[np.argsort(-values[candidates], kind="stable")][:top]
         best = [(int(index), float(values[index])) for index in order]
     return TokenLogprob(token, float(values[token]), tuple(best))
+
+
+_PROBE = "The quick brown fox: déjà vu, 1,234.5 ~ 東京 🦙\n\n    return {x: [y]}"
+
+
+def _check_vocabulary(model: Checkpoint, draft: Checkpoint) -> None:
+    """Raises:
+    OptionError: tokens of the draft model are not those of the model.
+    """
+    held, drafted = model.config.vocab_size, draft.config.vocab_size
+    if held != drafted:
+        what = f"it has {drafted:,} tokens where the model has {held:,}"
+    elif model.tokenizer.encode(_PROBE) != draft.tokenizer.encode(_PROBE):
+        what = "it divides text otherwise"
+    else:
+        return
+    raise OptionError(
+        f"draft={str(draft.path)!r} has another vocabulary than the model: {what}; draft with a model of the same "
+        "family, or with draft='lookup'."
+    )
 
 
 def _sampling(options: GenerationOptions) -> SamplingParams:

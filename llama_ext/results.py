@@ -26,6 +26,9 @@ class Timings:
         first_token_seconds: from the call until the first token was chosen.
         generated_tokens: tokens drawn, the end token included.
         decode_seconds: all generated tokens but the first, which comes with the prompt.
+        passes: of the model, for those: one a token, fewer where drafted tokens were accepted.
+        drafted_tokens: guessed ahead and verified.
+        accepted_tokens: those of them that were right.
     """
 
     prompt_tokens: int
@@ -34,6 +37,14 @@ class Timings:
     first_token_seconds: float
     generated_tokens: int
     decode_seconds: float
+    passes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafted tokens that were right; 0 where none was drafted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -45,12 +56,18 @@ class Timings:
         return _rate(self.generated_tokens - 1, self.decode_seconds)
 
     def __str__(self) -> str:
+        drafted = (
+            f", {self.passes:,} passes: {self.accepted_tokens:,} of {self.drafted_tokens:,} drafted tokens accepted "
+            f"({self.acceptance:.0%})"
+            if self.drafted_tokens
+            else ""
+        )
         cached = f" (and {self.cached_tokens:,} cached)" if self.cached_tokens else ""
         return (
             f"prompt {self.prompt_tokens - self.cached_tokens:,} tokens{cached} at "
             f"{self.prompt_tokens_per_second:,.1f} a second, first token after "
             f"{self.first_token_seconds:.3f} s, {self.generated_tokens:,} tokens at "
-            f"{self.tokens_per_second:,.1f} a second"
+            f"{self.tokens_per_second:,.1f} a second{drafted}"
         )
 
 
@@ -108,6 +125,7 @@ class GenerationResult:
         timings = asdict(self.timings)
         timings["prompt_tokens_per_second"] = self.timings.prompt_tokens_per_second
         timings["tokens_per_second"] = self.timings.tokens_per_second
+        timings["acceptance"] = self.timings.acceptance
         out: dict[str, Any] = {
             "text": self.text,
             "token_ids": self.token_ids,

@@ -189,6 +189,34 @@ class Session:
         native = _native_params(params)
         return self._executor.run_and_draw(self._cache, self._one, native, self._tokens[:seen])
 
+    def verify(self, token: int, draft: TokenIds, params: SamplingParams) -> tuple[list[int], npt.NDArray[np.float32]]:
+        """Appends one token and, in the same pass, those of `draft` that would be drawn after it one by one.
+
+        Returns:
+            What was drawn, [n]: the accepted tokens of `draft`, which are its first n - 1, and the one that follows,
+            which is not appended, as with `draw`; and the logits [n, vocab], float32, that they were drawn from.
+
+        Raises:
+            As `step`, also for the tokens of `draft`, and as `sample`: nothing has changed then.
+        """
+        ids = self._checked([token, *draft])
+        if len(ids) > self._native.max_rows:
+            raise OptionError(f"a draft of {len(ids) - 1} tokens is too long: a pass takes {self._native.max_rows}.")
+        position = self._room(len(ids))
+        self._tokens[position : position + len(ids)] = ids
+        logits = self._executor.run(self._cache, ids, len(ids))
+        drawn: list[int] = []
+        kept = 0
+        try:
+            while len(drawn) < len(ids):
+                drawn.append(self._sample(logits[len(drawn)], params, position + len(drawn) + 1))
+                if len(drawn) < len(ids) and drawn[-1] != ids[len(drawn)]:
+                    break
+            kept = len(drawn)
+        finally:
+            self._cache.rollback(len(ids) - kept)
+        return drawn, logits[:kept]
+
     def logits(self, ids: TokenIds, *, progress: Progress = None) -> npt.NDArray[np.float32]:
         """Appends n tokens and returns the logits [n, vocab], float32, of what follows each.
 
@@ -254,9 +282,11 @@ class Session:
         shape = (self._native.vocab,)
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.shape != shape:
             raise OptionError(f"sample takes float32 logits [{shape[0]}], as prefill and step give them.")
-        seen = self.position if params.repetition_penalty != 1 else 0
-        native = _native_params(params)
-        return _core.sample(np.ascontiguousarray(logits), native, self._tokens[:seen], self.position)
+        return self._sample(np.ascontiguousarray(logits), params, self.position)
+
+    def _sample(self, logits: npt.NDArray[np.float32], params: SamplingParams, position: int) -> int:
+        seen = position if params.repetition_penalty != 1 else 0
+        return _core.sample(logits, _native_params(params), self._tokens[:seen], position)
 
     def shared_prefix(self, ids: TokenIds) -> int:
         """How many tokens the cache and `ids` have in common at their beginning."""
@@ -264,6 +294,18 @@ class Session:
         length = min(self.position, len(array))
         different = np.flatnonzero(self._tokens[:length] != array[:length])
         return int(different[0]) if len(different) else length
+
+    def keep_prefix(self, ids: TokenIds) -> int:
+        """Leaves in the cache what `ids` begins with, at most all but its last token, whose logits are needed; returns
+        how many tokens that is."""
+        array = token_ids(ids, self._native.vocab)
+        keep = min(self.shared_prefix(array), len(array) - 1)
+        forget = self.position - keep
+        if forget > self.max_rollback:
+            self.reset()
+            return 0
+        self.rollback(forget)
+        return keep
 
     def _note(self, token: int) -> None:
         """Puts one token where the next step finds it, once it is certain that it is one and fits."""

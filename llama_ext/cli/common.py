@@ -34,7 +34,7 @@ STDOUT = "standard output"
 _OPTIONS = {"max_context": "--context"} | {
     name: "--" + name.replace("_", "-")
     for name in (
-        *("device", "threads", "weights", "resident_limit", "kv_cache", "max_new_tokens"),
+        *("device", "threads", "weights", "resident_limit", "kv_cache", "draft", "draft_tokens", "max_new_tokens"),
         *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"),
         *("logprobs", "window", "stride"),
     )
@@ -122,6 +122,15 @@ def add_sampling(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> Non
     group.add_argument(
         "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and of the N best tokens"
     )
+    group.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="guess tokens ahead, for the same text sooner: lookup (from the text itself), or a smaller model with the "
+        "same vocabulary",
+    )
+    group.add_argument(
+        "--draft-tokens", type=int, default=15, metavar="N", help="guess at most N for a pass (default: %(default)s)"
+    )
     group.add_argument("--timings", action="store_true", help="print tokens a second to stderr")
 
 
@@ -155,6 +164,7 @@ def generation_options(options: argparse.Namespace) -> GenerationOptions:
         "seed": options.seed,
         "stop": options.stop,
         "logprobs": options.logprobs,
+        "draft_tokens": options.draft_tokens,
         "progress": True,
     }
 
@@ -171,6 +181,7 @@ def load_model(options: argparse.Namespace) -> Llama:
         kv_cache=options.kv_cache,
         max_context=options.context,
         threads=options.threads,
+        draft=getattr(options, "draft", None),
         progress=True,
     )
 

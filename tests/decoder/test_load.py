@@ -82,7 +82,7 @@ def test_progress_counts_bytes(tiny_path: Path) -> None:
         ({"resident_limit": 2**63}, "resident_limit must be a number of bytes"),
         ({"resident_limit": "9" * 400}, "resident_limit must be a number of bytes"),
         ({"resident_limit": "1GB"}, "resident_limit=1000000000: .* has no experts"),
-        ({"draft": "small.gguf"}, "draft='small.gguf'.*leave draft out"),
+        ({"draft": 3}, "draft=3 must be .lookup. or name a model"),
         ({"kv_cache": "q4_0"}, "kv_cache='q4_0' is unknown; use one of f32, f16, bf16, q8_0"),
         ({"max_context": 0}, "max_context must be an integer of at least 1, not 0"),
         ({"max_context": 5000}, "max_context=5000 is out of range; the model takes 1 to 2048"),
