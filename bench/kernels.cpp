@@ -41,18 +41,15 @@ double median_seconds(const std::function<void()>& call, int runs = 15) {
 
 struct Input {
     std::vector<float> f32;
-    std::vector<int8_t> digits;
-    std::vector<float> scale;
-    std::vector<int32_t> sum16;
+    std::vector<Q15Block> q15;
     Activation view;
 
-    Input(const Kernels& kernels, int64_t rows, int64_t cols)
-        : f32(static_cast<size_t>(rows * cols)), digits(2 * f32.size()), scale(f32.size() / 32), sum16(f32.size() / 16) {
+    Input(const Kernels& kernels, int64_t rows, int64_t cols) : f32(static_cast<size_t>(rows * cols)), q15(f32.size() / 32) {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
         for (float& x : f32) x = normal(random);
-        kernels.quantize_q15(f32.data(), rows * cols, digits.data(), scale.data(), sum16.data());
-        view = {f32.data(), digits.data(), scale.data(), sum16.data()};
+        for (int64_t r = 0; r < rows; ++r) kernels.quantize_q15(f32.data() + r * cols, cols, q15.data() + r, rows);
+        view = {f32.data(), q15.data(), rows};
     }
 };
 
@@ -65,7 +62,8 @@ void fill(std::byte* p, size_t bytes) {
 
 void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, int64_t rows) {
     const Input input(kernels, rows, cols);
-    std::vector<std::vector<float>> out(static_cast<size_t>(team.size()), std::vector<float>(static_cast<size_t>(rows) * kGroup));
+    std::vector<std::vector<float>> out(static_cast<size_t>(team.size()),
+                                        std::vector<float>(static_cast<size_t>(kGroupsAtOnce * rows) * kGroup));
     for (int f = 0; f < kFormats; ++f) {
         const Format format = static_cast<Format>(f);
         PackedWeight w{format, 0, cols, 0, packed_group_bytes(format, cols), nullptr};
@@ -78,8 +76,9 @@ void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, in
             [&] {
                 team.run([&](int member) {
                     const Share mine = share(w.groups, member, team.size());
-                    for (int64_t g = mine.begin; g < mine.end; ++g)
-                        kernels.products[f](w, g, input.view, 0, rows, out[static_cast<size_t>(member)].data());
+                    for (int64_t g = mine.begin; g < mine.end; g += kGroupsAtOnce)
+                        kernels.products[f](w, g, std::min(kGroupsAtOnce, mine.end - g), input.view, 0, rows,
+                                            out[static_cast<size_t>(member)].data());
                 });
             },
             7);

@@ -23,20 +23,11 @@ void require(bool holds, const char* what) {
 }
 
 // What prepare() makes of x [rows][cols] for weights that take q15.
-struct Quantized {
-    std::vector<int8_t> digits;
-    std::vector<float> scale;
-    std::vector<int32_t> sum16;
-
-    Quantized(const cpu::Kernels& kernels, const float* x, int64_t rows, int64_t cols)
-        : digits(static_cast<size_t>(rows * 2 * cols)),
-          scale(static_cast<size_t>(rows * (cols / 32))),
-          sum16(static_cast<size_t>(rows * (cols / 16))) {
-        for (int64_t r = 0; r < rows; ++r)
-            kernels.quantize_q15(x + r * cols, cols, digits.data() + r * 2 * cols, scale.data() + r * (cols / 32),
-                                 sum16.data() + r * (cols / 16));
-    }
-};
+std::vector<cpu::Q15Block> quantized(const cpu::Kernels& kernels, const float* x, int64_t rows, int64_t cols) {
+    std::vector<cpu::Q15Block> blocks(static_cast<size_t>(rows * (cols / 32)));
+    for (int64_t r = 0; r < rows; ++r) kernels.quantize_q15(x + r * cols, cols, blocks.data() + r, rows);
+    return blocks;
+}
 
 // y = W x for every row of x, with the weight packed as the executor packs it.
 py::array_t<float> product(const Weight& weight, const Array& x, const std::string& simd) {
@@ -52,17 +43,19 @@ py::array_t<float> product(const Weight& weight, const Array& x, const std::stri
                         packed.data() + static_cast<size_t>(g) * group_bytes);
     }
     const bool quantize = info(weight.format).activation == ActivationFormat::q15;
-    const Quantized q(kernels, x.data(), quantize ? rows : 0, weight.cols);
-    const cpu::Activation activation{x.data(), q.digits.data(), q.scale.data(), q.sum16.data()};
+    const std::vector<cpu::Q15Block> q15 = quantized(kernels, x.data(), quantize ? rows : 0, weight.cols);
+    const cpu::Activation activation{x.data(), q15.data(), rows};
     const cpu::PackedWeight w{cpu::packed_format(weight.format), weight.rows, weight.cols, groups, group_bytes, packed.data()};
-    std::vector<float> tile(static_cast<size_t>(rows * cpu::kGroup));
+    std::vector<float> tile(static_cast<size_t>(cpu::kGroupsAtOnce * rows * cpu::kGroup));
     py::array_t<float> out({rows, weight.rows});
     float* to = out.mutable_data();
-    for (int64_t g = 0; g < groups; ++g) {
-        kernels.products[static_cast<size_t>(w.format)](w, g, activation, 0, rows, tile.data());
+    for (int64_t g = 0; g < groups; g += cpu::kGroupsAtOnce) {
+        const int64_t some = std::min(cpu::kGroupsAtOnce, groups - g);
+        kernels.products[static_cast<size_t>(w.format)](w, g, some, activation, 0, rows, tile.data());
         for (int64_t r = 0; r < rows; ++r)
-            for (int64_t i = g * cpu::kGroup; i < std::min(weight.rows, (g + 1) * cpu::kGroup); ++i)
-                to[r * weight.rows + i] = tile[static_cast<size_t>(r * cpu::kGroup + i % cpu::kGroup)];
+            for (int64_t i = g * cpu::kGroup; i < std::min(weight.rows, (g + some) * cpu::kGroup); ++i)
+                to[r * weight.rows + i] =
+                    tile[static_cast<size_t>(((i / cpu::kGroup - g) * rows + r) * cpu::kGroup + i % cpu::kGroup)];
     }
     return out;
 }
@@ -71,15 +64,15 @@ py::array_t<float> product(const Weight& weight, const Array& x, const std::stri
 py::tuple quantize_q15(const Array& x, const std::string& simd) {
     require(x.ndim() == 1 && x.shape(0) % 32 == 0, "x must be [n], n a multiple of 32");
     const int64_t n = x.shape(0);
-    const Quantized q(cpu::choose_kernels(simd.c_str()), x.data(), 1, n);
+    const std::vector<cpu::Q15Block> blocks = quantized(cpu::choose_kernels(simd.c_str()), x.data(), 1, n);
     py::array_t<int32_t> integers(n), sums(n / 16);
     py::array_t<float> scales(n / 32);
     for (int64_t i = 0; i < n; ++i) {
-        const int8_t* block = q.digits.data() + i / 32 * 64 + i % 32;
-        integers.mutable_at(i) = (int32_t{1} << cpu::kDigitShift) * block[0] + block[32];
+        const cpu::Q15Block& block = blocks[static_cast<size_t>(i / 32)];
+        integers.mutable_at(i) = (int32_t{1} << cpu::kDigitShift) * block.high[i % 32] + block.low[i % 32];
+        scales.mutable_at(i / 32) = block.scale;
+        sums.mutable_at(i / 16) = -block.minus_of[i % 32 / 16];
     }
-    for (int64_t i = 0; i < n / 32; ++i) scales.mutable_at(i) = q.scale[static_cast<size_t>(i)];
-    for (int64_t i = 0; i < n / 16; ++i) sums.mutable_at(i) = q.sum16[static_cast<size_t>(i)];
     return py::make_tuple(integers, scales, sums);
 }
 

@@ -23,17 +23,15 @@ namespace llama_ext::cpu {
 // Room for one set of rows in every form that some product asks for, and for a row on its way there.
 struct ActivationBuffers {
     float* f32;
-    int8_t* digits;
-    float* scale;
-    int32_t* sum16;
+    Q15Block* q15;
 };
 
 // What belongs to one member of the team.
 struct MemberBuffers {
     ActivationBuffers activation;  // one row, or a row's entries in front of its experts
     float* row;                    // [widest row]
-    std::byte* bytes;              // weights on their way: a row of the embedding, a group of an expert's matrix
-    float* tile;                   // [2][max_rows][16], results of a group on their way out
+    std::byte* bytes;              // weights on their way: a row of the embedding, groups of an expert's matrix
+    float* tile;                   // [2][kGroupsAtOnce][max_rows][16], results of groups on their way out
     float* partials;               // [kQueryTile][head_dim]
 };
 

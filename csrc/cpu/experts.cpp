@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/bind.h"
+#include "cpu/groups.h"
 #include "cpu/prepare.h"
 
 namespace llama_ext::cpu {
@@ -26,19 +27,6 @@ void make_resident(Step& step, int member, int layer, Residency::Part part, int 
         }
         step.team.barrier();
     }
-}
-
-// Products with one group after the other of a matrix, packed on the way if it lies in its file.
-void product(const Step& step, int member, const PackedWeight& w, int64_t g, const Activation& x, int64_t row, int64_t rows,
-             float* tile) {
-    const auto kernel = step.kernels.products[static_cast<size_t>(w.format)];
-    if (w.data) return kernel(w, g, x, row, rows, tile);
-    std::byte* scratch = step.members[static_cast<size_t>(member)].bytes;
-    pack_group(w.format, w.cols, w.source + static_cast<size_t>(g * kGroup) * row_bytes(w.format, w.cols),
-               static_cast<int>(std::min<int64_t>(kGroup, w.rows - g * kGroup)), scratch);
-    PackedWeight one = w;
-    one.data = scratch;
-    kernel(one, 0, x, row, rows, tile);
 }
 
 Forms forms_of_all(std::initializer_list<const Matrices*> kinds) {
@@ -66,16 +54,12 @@ struct BoundExpertsGateUp final : BoundInstruction {
         const bool one = step.rows == 1;
         const Activation x =
             one ? prepare(step, member, step.n, 1, step.program.hidden, nullptr, 0, forms) : gather(step, member);
-        float* gate_tile = step.members[static_cast<size_t>(member)].tile;
-        float* up_tile = gate_tile + int64_t{step.program.max_rows} * kGroup;
         for (int a = 0; a < m.active_count; ++a) {
             make_resident(step, member, layer, Residency::Part::gate_up, a);
             const size_t e = static_cast<size_t>(m.active[a]);
             const int64_t begin = m.first[e], rows = m.first[e + 1] - begin;
             const Share mine = share(gate[e].groups, member, step.team.size());
-            for (int64_t g = mine.begin; g < mine.end; ++g) {
-                product(step, member, gate[e], g, x, one ? 0 : begin, rows, gate_tile);
-                product(step, member, up[e], g, x, one ? 0 : begin, rows, up_tile);
+            const auto use = [&](int64_t g, float* gate_tile, float* up_tile) {
                 const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, intermediate - first);
                 for (int64_t r = 0; r < rows; ++r) {
                     float* gates = gate_tile + r * kGroup;
@@ -87,7 +71,8 @@ struct BoundExpertsGateUp final : BoundInstruction {
                     }
                     step.kernels.silu_times(gates, ups, count, step.h + (begin + r) * intermediate + first);
                 }
-            }
+            };
+            for_each_group(step, member, gate[e], up[e], mine, x, one ? 0 : begin, rows, use);
         }
     }
 
@@ -112,19 +97,17 @@ struct BoundExpertsDown final : BoundInstruction {
         const Mixture& m = step.mixture;
         const int64_t hidden = down[0].rows, cols = down[0].cols;
         const Activation input = prepare(step, member, step.h, int64_t{step.rows} * m.passes, cols, nullptr, 0, forms);
-        float* tile = step.members[static_cast<size_t>(member)].tile;
         const Share mine = share(down[0].groups, member, step.team.size());
         for (int a = 0; a < m.active_count; ++a) {
             make_resident(step, member, layer, Residency::Part::down, a);
             const size_t e = static_cast<size_t>(m.active[a]);
             const int64_t begin = m.first[e], rows = m.first[e + 1] - begin;
-            for (int64_t g = mine.begin; g < mine.end; ++g) {
-                product(step, member, down[e], g, input, begin, rows, tile);
+            for_each_group(step, member, down[e], mine, input, begin, rows, [&](int64_t g, const float* tile) {
                 const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, hidden - first);
                 for (int64_t r = 0; r < rows; ++r)
                     std::memcpy(step.y + (begin + r) * hidden + first, tile + r * kGroup,
                                 static_cast<size_t>(count) * sizeof(float));
-            }
+            });
         }
         // A member has the same columns of every expert: it adds up what it has written itself.
         const int64_t first = mine.begin * kGroup, last = std::min(mine.end * kGroup, hidden);

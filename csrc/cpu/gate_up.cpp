@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cpu/bind.h"
+#include "cpu/groups.h"
 #include "cpu/prepare.h"
 
 namespace llama_ext::cpu {
@@ -13,16 +14,12 @@ struct BoundGateUp final : BoundInstruction {
 
     void run(Step& step, int member) const override {
         const Activation x = prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&gate, &up}));
-        float* gate_tile = step.members[static_cast<size_t>(member)].tile;
-        float* up_tile = gate_tile + int64_t{step.program.max_rows} * kGroup;
         const Share mine = share(gate.groups, member, step.team.size());
-        for (int64_t g = mine.begin; g < mine.end; ++g) {
-            step.kernels.products[static_cast<size_t>(gate.format)](gate, g, x, 0, step.rows, gate_tile);
-            step.kernels.products[static_cast<size_t>(up.format)](up, g, x, 0, step.rows, up_tile);
+        for_each_group(step, member, gate, up, mine, x, 0, step.rows, [&](int64_t g, const float* gates, const float* ups) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, gate.rows - first);
             for (int64_t r = 0; r < step.rows; ++r)
-                step.kernels.silu_times(gate_tile + r * kGroup, up_tile + r * kGroup, count, step.h + r * gate.rows + first);
-        }
+                step.kernels.silu_times(gates + r * kGroup, ups + r * kGroup, count, step.h + r * gate.rows + first);
+        });
     }
 };
 

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cpu/bind.h"
+#include "cpu/groups.h"
 #include "cpu/prepare.h"
 
 namespace llama_ext::cpu {
@@ -17,14 +18,12 @@ struct BoundHead final : BoundInstruction {
         if (rows == 0) return;
         const Activation x =
             prepare(step, member, step.x + (step.rows - rows) * hidden, rows, hidden, norm, eps, forms_of({&weight}));
-        float* tile = step.members[static_cast<size_t>(member)].tile;
         const Share mine = share(weight.groups, member, step.team.size());
-        for (int64_t g = mine.begin; g < mine.end; ++g) {
-            step.kernels.products[static_cast<size_t>(weight.format)](weight, g, x, 0, rows, tile);
+        for_each_group(step, member, weight, mine, x, 0, rows, [&](int64_t g, const float* tile) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, weight.rows - first);
             for (int64_t r = 0; r < rows; ++r)
                 std::memcpy(step.logits + r * weight.rows + first, tile + r * kGroup, static_cast<size_t>(count) * sizeof(float));
-        }
+        });
     }
 };
 

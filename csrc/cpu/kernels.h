@@ -14,8 +14,8 @@ struct Kernels {
 
     // x, weight (or null: all ones), out [n]: out = x / sqrt(mean(x^2) + eps) * weight, in float32 throughout
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
-    // x [n], n a multiple of 32 -> digits [n / 32][2][32], scale [n / 32], sum16 [n / 16] (activation.h)
-    void (*quantize_q15)(const float* x, int64_t n, int8_t* digits, float* scale, int32_t* sum16);
+    // x [n], n a multiple of 32 -> n / 32 blocks, `stride` apart
+    void (*quantize_q15)(const float* x, int64_t n, Q15Block* out, int64_t stride);
     // gate, up, out [n]: out = gate / (1 + e^-gate) * up
     void (*silu_times)(const float* gate, const float* up, int64_t n, float* out);
     // x [n], n even: pairs (x[2i], x[2i+1]) rotated by the angle whose cosine and sine are cosine[i], sine[i]; in place

@@ -50,9 +50,7 @@ struct Carver {
 
     void take(ActivationBuffers& buffers, int64_t rows, int64_t cols) {
         take(buffers.f32, rows * cols);
-        take(buffers.digits, rows * 2 * cols);
-        take(buffers.scale, rows * (cols / 32 + 1));
-        take(buffers.sum16, rows * (cols / 16 + 1));
+        take(buffers.q15, rows * (cols / 32 + 1));
     }
 };
 
@@ -95,7 +93,7 @@ size_t lay_out(const Program& program, const std::vector<Rotation>& rotations, s
         carver.take(m.activation, 1, std::max(widths.product, widths.expert_inputs));
         carver.take(m.row, widths.product);
         carver.take(m.bytes, static_cast<int64_t>(scratch));
-        carver.take(m.tile, 2 * rows * kGroup);
+        carver.take(m.tile, 2 * kGroupsAtOnce * rows * kGroup);
         carver.take(m.partials, kQueryTile * widths.head_dim);
     }
     return carver.used;

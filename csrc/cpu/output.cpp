@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cpu/bind.h"
+#include "cpu/groups.h"
 #include "cpu/prepare.h"
 
 namespace llama_ext::cpu {
@@ -13,16 +14,14 @@ struct BoundResidualProduct final : BoundInstruction {
 
     void run(Step& step, int member) const override {
         const Activation input = prepare(step, member, step.*source, step.rows, weight.cols, nullptr, 0, forms_of({&weight}));
-        float* tile = step.members[static_cast<size_t>(member)].tile;
         const Share mine = share(weight.groups, member, step.team.size());
-        for (int64_t g = mine.begin; g < mine.end; ++g) {
-            step.kernels.products[static_cast<size_t>(weight.format)](weight, g, input, 0, step.rows, tile);
+        for_each_group(step, member, weight, mine, input, 0, step.rows, [&](int64_t g, const float* tile) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, weight.rows - first);
             for (int64_t r = 0; r < step.rows; ++r) {
                 float* x = step.x + r * weight.rows + first;
                 for (int64_t j = 0; j < count; ++j) x[j] += tile[r * kGroup + j];
             }
-        }
+        });
     }
 };
 

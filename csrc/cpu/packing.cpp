@@ -93,7 +93,7 @@ PackedWeight Packing::expert(const Weight& w, int layer, Residency::Part part, i
         throw std::invalid_argument("'" + w.name + "' is not in a file as it is needed, so it cannot stay there");
     PackedWeight mapped = unplaced(w);
     mapped.source = w.data;
-    scratch(mapped.group_bytes);
+    scratch(kGroupsAtOnce * mapped.group_bytes);
     if (residency_) residency_->add(layer, part, expert, w.data, w.bytes());
     return mapped;
 }

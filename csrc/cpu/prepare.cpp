@@ -30,11 +30,10 @@ Activation prepare(Step& step, int member, const float* source, int64_t rows, in
             kernels.rms_norm(row, norm, eps, cols, normalised);
             row = normalised;
         }
-        if (forms.q15)
-            kernels.quantize_q15(row, cols, to.digits + r * 2 * cols, to.scale + r * (cols / 32), to.sum16 + r * (cols / 16));
+        if (forms.q15) kernels.quantize_q15(row, cols, to.q15 + r, rows);
     }
     if (!own) step.team.barrier();
-    return {norm ? to.f32 : source, to.digits, to.scale, to.sum16};
+    return {norm ? to.f32 : source, to.q15, rows};
 }
 
 }  // namespace llama_ext::cpu

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cpu/bind.h"
+#include "cpu/groups.h"
 #include "cpu/prepare.h"
 
 namespace llama_ext::cpu {
@@ -18,20 +19,21 @@ struct BoundQkv final : BoundInstruction {
     void run(Step& step, int member) const override {
         const Activation x = prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&q, &k, &v}));
         const Share mine = share(q.groups + k.groups + v.groups, member, step.team.size());
-        for (int64_t g = mine.begin; g < mine.end; ++g) {
-            if (g < q.groups)
-                group(step, member, x, q, g, step.q, rotation);
-            else if (g < q.groups + k.groups)
-                group(step, member, x, k, g - q.groups, step.k, rotation);
-            else
-                group(step, member, x, v, g - q.groups - k.groups, step.v, -1);
-        }
+        int64_t before = 0;
+        const auto part = [&](const PackedWeight& w, float* out, int64_t rotation_offset) {
+            const Share of_it{std::clamp(mine.begin - before, int64_t{0}, w.groups),
+                              std::clamp(mine.end - before, int64_t{0}, w.groups)};
+            before += w.groups;
+            for_each_group(step, member, w, of_it, x, 0, step.rows,
+                           [&](int64_t g, const float* tile) { put(step, w, g, tile, out, rotation_offset); });
+        };
+        part(q, step.q, rotation);
+        part(k, step.k, rotation);
+        part(v, step.v, -1);
     }
 
-    void group(Step& step, int member, const Activation& x, const PackedWeight& w, int64_t g, float* out,
-               int64_t rotation_offset) const {
-        float* tile = step.members[static_cast<size_t>(member)].tile;
-        step.kernels.products[static_cast<size_t>(w.format)](w, g, x, 0, step.rows, tile);
+    // A group's results to `out`, rotated.
+    void put(const Step& step, const PackedWeight& w, int64_t g, const float* tile, float* out, int64_t rotation_offset) const {
         const int64_t first = g * kGroup, last = std::min(first + kGroup, w.rows);
         for (int64_t r = 0; r < step.rows; ++r) {
             std::memcpy(out + r * w.rows + first, tile + r * kGroup, static_cast<size_t>(last - first) * sizeof(float));

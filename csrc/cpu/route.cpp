@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/bind.h"
+#include "cpu/groups.h"
 #include "cpu/prepare.h"
 
 namespace llama_ext::cpu {
@@ -56,15 +57,13 @@ struct BoundRoute final : BoundInstruction {
 
     void logits(Step& step, int member, const float* n) const {
         const Activation input = prepare(step, member, n, step.rows, router.cols, nullptr, 0, forms_of({&router}));
-        float* tile = step.members[static_cast<size_t>(member)].tile;
         const Share mine = share(router.groups, member, step.team.size());
-        for (int64_t g = mine.begin; g < mine.end; ++g) {
-            step.kernels.products[static_cast<size_t>(router.format)](router, g, input, 0, step.rows, tile);
+        for_each_group(step, member, router, mine, input, 0, step.rows, [&](int64_t g, const float* tile) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, router.rows - first);
             for (int64_t r = 0; r < step.rows; ++r)
                 std::memcpy(step.mixture.logits + r * router.rows + first, tile + r * kGroup,
                             static_cast<size_t>(count) * sizeof(float));
-        }
+        });
     }
 
     // Counts, so that entries come out by expert and, within one, by row.

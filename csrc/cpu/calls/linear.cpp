@@ -11,9 +11,8 @@ namespace {
 constexpr int64_t kRowBlock = 64;  // tokens a tile of outputs holds
 
 struct Input {
-    std::vector<float> f32, scale;
-    std::vector<int8_t> digits;
-    std::vector<int32_t> sum16;
+    std::vector<float> f32;
+    std::vector<Q15Block> q15;
 };
 
 Activation prepare(const Kernels& kernels, const LinearCall& call, Input* input, const Parallel& parallel) {
@@ -21,24 +20,18 @@ Activation prepare(const Kernels& kernels, const LinearCall& call, Input* input,
     const bool as_it_is = call.type == ValueType::f32;
     const size_t values = static_cast<size_t>(call.rows * call.cols);
     if (!as_it_is) input->f32.resize(values);
-    if (q15) {
-        input->digits.resize(2 * values);
-        input->scale.resize(values / 32);
-        input->sum16.resize(values / 16);
-    }
+    if (q15) input->q15.resize(values / 32);
     const float* f32 = as_it_is ? static_cast<const float*>(call.x) : input->f32.data();
     if (q15 || !as_it_is) {
         parallel(call.rows, grain(call.cols), [&](int64_t begin, int64_t end) {
             for (int64_t at_row = begin; at_row < end; ++at_row) {
                 const int64_t first = at_row * call.cols;
                 if (!as_it_is) widen(call.type, at(call.x, call.type, first), call.cols, input->f32.data() + first);
-                if (q15)
-                    kernels.quantize_q15(f32 + first, call.cols, input->digits.data() + 2 * first,
-                                         input->scale.data() + first / 32, input->sum16.data() + first / 16);
+                if (q15) kernels.quantize_q15(f32 + first, call.cols, input->q15.data() + at_row, call.rows);
             }
         });
     }
-    return {f32, input->digits.data(), input->scale.data(), input->sum16.data()};
+    return {f32, input->q15.data(), call.rows};
 }
 
 }  // namespace
@@ -59,7 +52,7 @@ void linear(const Kernels& kernels, const LinearCall& call, const Parallel& para
                        packed.data());
             for (int64_t row = 0; row < call.rows; row += kRowBlock) {
                 const int64_t rows = std::min(kRowBlock, call.rows - row);
-                product(weight, 0, x, row, rows, tile.data());
+                product(weight, 0, 1, x, row, rows, tile.data());
                 for (int64_t r = 0; r < rows; ++r)
                     narrow(call.type, tile.data() + r * kGroup, count, at(call.out, call.type, (row + r) * call.outputs + first));
             }

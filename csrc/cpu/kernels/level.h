@@ -8,7 +8,7 @@ namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
 extern const ProductFn kProducts[kFormats];
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out);
-void quantize_q15(const float* x, int64_t n, int8_t* digits, float* scale, int32_t* sum16);
+void quantize_q15(const float* x, int64_t n, Q15Block* out, int64_t stride);
 void silu_times(const float* gate, const float* up, int64_t n, float* out);
 void rotate(float* x, const float* cosine, const float* sine, int64_t n);
 uint64_t sum_lines(const std::byte* p, int64_t lines);

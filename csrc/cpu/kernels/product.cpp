@@ -1,18 +1,21 @@
 // Products of packed weights with 1 to any number of rows. Compiled once a SIMD level.
 //
-// One call computes one group of 16 outputs for `rows` tokens. Tokens are taken in tiles of 8 or fewer: within a tile the
-// weights are unpacked once and meet every token; between tiles they come from the L1 or L2 cache. For each token and output
-// the additions happen in the order of the columns, in one lane, whatever the tile: a token's result is the same bits
-// however many others go along.
+// One call computes one or two groups of 16 outputs for `rows` tokens. For each token and output the additions happen in the
+// order of the columns, in one lane: a token's result is the same bits however many others go along.
 //
 // Integer formats multiply bytes exactly in 32-bit integers within a (sub-)block and leave them once a block:
 //   y += (d_w d_x) sum(w x)  [+ m_w (d_x sum(x))]
+// Few tokens keep their sums in registers and are bound by memory. Of many, kChunk at a time, each meets a block of both groups
+// as soon as it is unpacked, two dot products a load of x, and sums wait in the L1 cache: the blocks of x stream through. Floats
+// go by tiles of 8 tokens or fewer, whose sums stay in registers.
 #include "cpu/kernels/level.h"
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 namespace {
 
 constexpr int kPrefetch = 8192;  // bytes ahead; bench/NOTES.md has what other distances did
+constexpr int64_t kFewRows = 4;  // tokens whose sums of one group stay in registers beside the weights
+constexpr int64_t kChunk = 64;   // tokens whose sums of two groups leave room in the L1 cache
 
 LLAMA_EXT_INLINE I32x16 low_nibbles(I32x16 w) { return w & broadcast(0x0f0f0f0f); }
 LLAMA_EXT_INLINE I32x16 high_nibbles(I32x16 w) { return shift_right<4>(w) & broadcast(0x0f0f0f0f); }
@@ -36,6 +39,8 @@ struct Block32 {
     static constexpr int kHeader = minimum_ ? 64 : 32;
     const std::byte* p;
 
+    void load(const std::byte* block) { p = block; }
+
     template <int>
     LLAMA_EXT_INLINE F32x16 scale_of(const Block32& b) {
         return load_f16(b.p);
@@ -49,7 +54,6 @@ struct Block32 {
 template <bool minimum_>
 struct Q4 : Block32<minimum_, minimum_ ? 0 : 8> {
     static constexpr int kBytes = Block32<minimum_, 0>::kHeader + 256;
-    explicit Q4(const std::byte* block) { this->p = block; }
 
     template <int>
     void unpack(I32x16 (&w)[8]) const {
@@ -65,7 +69,6 @@ struct Q4 : Block32<minimum_, minimum_ ? 0 : 8> {
 template <bool minimum_>
 struct Q5 : Block32<minimum_, minimum_ ? 0 : 16> {
     static constexpr int kBytes = Block32<minimum_, 0>::kHeader + 64 + 256;
-    explicit Q5(const std::byte* block) { this->p = block; }
 
     template <int>
     void unpack(I32x16 (&w)[8]) const {
@@ -90,7 +93,6 @@ struct Q5 : Block32<minimum_, minimum_ ? 0 : 16> {
 struct Q8 : Block32<false, 0> {
     static constexpr int kBytes = 32 + 512;
     static constexpr bool kSigned = true;
-    explicit Q8(const std::byte* block) { p = block; }
 
     template <int>
     void unpack(I32x16 (&w)[8]) const {
@@ -109,7 +111,10 @@ struct QK {
     F32x16 d, dmin;
     I32x16 scales[2], minima[2];
 
-    explicit QK(const std::byte* block) : p(block), d(load_f16(block)), dmin(load_f16(block + 32)) {
+    void load(const std::byte* block) {
+        p = block;
+        d = load_f16(block);
+        dmin = load_f16(block + 32);
         const I32x16 w0 = load_words(block + 64), w1 = load_words(block + 128), w2 = load_words(block + 192);
         const I32x16 six = broadcast(0x3f3f3f3f), four = broadcast(0x0f0f0f0f), top = broadcast(0x30303030);
         scales[0] = w0 & six;
@@ -145,7 +150,10 @@ struct Q6K {
     const std::byte* p;
     F32x16 d;
 
-    explicit Q6K(const std::byte* block) : p(block), d(load_f16(block)) {}
+    void load(const std::byte* block) {
+        p = block;
+        d = load_f16(block);
+    }
 
     template <int>
     LLAMA_EXT_INLINE F32x16 scale_of(const Q6K& b) {
@@ -187,83 +195,160 @@ LLAMA_EXT_INLINE int32_t word_at(const int8_t* p) {
     return word;
 }
 
-// sum(w x) over 16 or 32 columns, w unsigned or signed bytes in `words` vectors, x two digits a value: x at [.. 4 * words)
-// of the high digits and, 32 bytes on, of the low ones. `bias` is added once, in every lane.
+// sum(w x) over 16 or 32 columns of `groups` groups, w unsigned or signed bytes in `words` vectors each, beginning with vector
+// `first`. `minus_sum`: of those x.
 //
-// Nothing wraps: |digits| are at most 127 and 64, unsigned bytes at most 255 (Q8_0 with 128 added, on AVX-512), and the bias is
-// at most 128 times the sum of 32 values.
+// Nothing wraps: |digits| are at most 127 and 64, unsigned bytes at most 255 (Q8_0 with 128 added, on AVX-512), and what they are
+// too large by is at most 128 times the sum of 32 values.
 static_assert(32LL * 255 * (127 * 128 + 64) + 128LL * 32 * static_cast<int>(kLargestQ15) < INT32_MAX);
-template <bool is_signed, int words>
-LLAMA_EXT_INLINE I32x16 dot(const I32x16* w, const int8_t* x, int32_t bias) {
-    I32x16 high = broadcast(0), low = broadcast(bias);
-    for (int l = 0; l < words; ++l) {
-        if constexpr (is_signed) {
-            high = dot4_signed(high, w[l], word_at(x + 4 * l));
-            low = dot4_signed(low, w[l], word_at(x + 32 + 4 * l));
-        } else {
-            high = dot4_unsigned(high, w[l], word_at(x + 4 * l));
-            low = dot4_unsigned(low, w[l], word_at(x + 32 + 4 * l));
+template <class B, int groups, int first, int words>
+LLAMA_EXT_INLINE void dot(const I32x16 (&w)[groups][8], const Q15Block& x, int32_t minus_sum, I32x16 (&sum)[groups]) {
+    constexpr int32_t offset = B::kSigned ? -kSignedBias : B::kOffset;
+    I32x16 high[groups], low[groups];
+    for (int g = 0; g < groups; ++g) {
+        high[g] = low[g] = broadcast(0);
+        if constexpr (offset != 0) low[g] = times_power_of_two<offset>(broadcast(minus_sum));
+    }
+    for (int l = first; l < first + words; ++l) {
+        const int32_t of_high = word_at(x.high + 4 * l), of_low = word_at(x.low + 4 * l);
+        for (int g = 0; g < groups; ++g) {
+            if constexpr (B::kSigned) {
+                high[g] = dot4_signed(high[g], w[g][l], of_high);
+                low[g] = dot4_signed(low[g], w[g][l], of_low);
+            } else {
+                high[g] = dot4_unsigned(high[g], w[g][l], of_high);
+                low[g] = dot4_unsigned(low[g], w[g][l], of_low);
+            }
         }
     }
-    return shift_left<kDigitShift>(high) + low;
+    for (int g = 0; g < groups; ++g) sum[g] = shift_left<kDigitShift>(high[g]) + low[g];
 }
 
-// Sub-block j of one packed block against `tile` tokens. digits, scale, sum16: of the tile's first token, at this sub-block.
-template <class B, int j, int tile>
-LLAMA_EXT_INLINE void sub_block(const B& block, const int8_t* digits, const float* scale, const int32_t* sum16, int64_t cols,
-                                F32x16 (&acc)[tile]) {
-    I32x16 w[8];
-    block.template unpack<j>(w);
-    const F32x16 d = B::template scale_of<j>(block);
-    for (int t = 0; t < tile; ++t) {
-        const int8_t* x = digits + t * 2 * cols;
-        const float d_x = scale[t * (cols / 32)];
-        const int32_t* sums = sum16 + t * (cols / 16);
-        F32x16 sum;
+// Sub-block j of a block of each group, unpacked, and its factors.
+template <class B, int groups>
+struct Unpacked {
+    I32x16 w[groups][8];
+    F32x16 scale[groups], minimum[groups], half_scale[groups][2];
+
+    template <int j>
+    LLAMA_EXT_INLINE void load(Unpacked& u, const B (&block)[groups]) {
+        for (int g = 0; g < groups; ++g) {
+            block[g].template unpack<j>(u.w[g]);
+            u.scale[g] = B::template scale_of<j>(block[g]);
+            if constexpr (B::kMinimum) u.minimum[g] = B::template minimum_of<j>(block[g]);
+            if constexpr (B::kHalfScales) {
+                u.half_scale[g][0] = to_f32(B::template half_scale<2 * j>(block[g]));
+                u.half_scale[g][1] = to_f32(B::template half_scale<2 * j + 1>(block[g]));
+            }
+        }
+    }
+
+    // One token's 32 columns, added to its sums.
+    LLAMA_EXT_INLINE void add(const Unpacked& u, const Q15Block& x, F32x16 (&acc)[groups]) {
+        F32x16 sum[groups];
         if constexpr (B::kHalfScales) {
             // In floats: an integer sum of 16 columns times its scale can pass 32 bits.
-            const F32x16 first = to_f32(dot<false, 4>(w, x, -B::kOffset * sums[0]));
-            const F32x16 second = to_f32(dot<false, 4>(w + 4, x + 16, -B::kOffset * sums[1]));
-            sum = fma(second, to_f32(B::template half_scale<2 * j + 1>(block)),
-                      first * to_f32(B::template half_scale<2 * j>(block)));
+            I32x16 first[groups], second[groups];
+            dot<B, groups, 0, 4>(u.w, x, x.minus_of[0], first);
+            dot<B, groups, 4, 4>(u.w, x, x.minus_of[1], second);
+            for (int g = 0; g < groups; ++g)
+                sum[g] = fma(to_f32(second[g]), u.half_scale[g][1], to_f32(first[g]) * u.half_scale[g][0]);
         } else {
-            const int32_t bias = B::kSigned ? kSignedBias : -B::kOffset;
-            sum = to_f32(dot<B::kSigned, 8>(w, x, bias * (sums[0] + sums[1])));
+            I32x16 whole[groups];
+            dot<B, groups, 0, 8>(u.w, x, x.minus_sum, whole);
+            for (int g = 0; g < groups; ++g) sum[g] = to_f32(whole[g]);
         }
-        acc[t] = fma(d * broadcast(d_x), sum, acc[t]);
-        if constexpr (B::kMinimum)
-            acc[t] = fma(B::template minimum_of<j>(block), broadcast(d_x * static_cast<float>(sums[0] + sums[1])), acc[t]);
+        for (int g = 0; g < groups; ++g) {
+            acc[g] = fma(u.scale[g] * broadcast(x.scale), sum[g], acc[g]);
+            if constexpr (B::kMinimum) acc[g] = fma(u.minimum[g], broadcast(x.scaled_sum), acc[g]);
+        }
+    }
+};
+
+// A block of one group against `count` tokens whose sums are in registers.
+template <class B, int count, int j>
+LLAMA_EXT_INLINE void few_tokens(const B (&block)[1], const Q15Block* x, int64_t stride, F32x16 (&acc)[count][1]) {
+    if constexpr (j < B::kSubBlocks) {
+        Unpacked<B, 1> u;
+        Unpacked<B, 1>::template load<j>(u, block);
+        for (int t = 0; t < count; ++t) Unpacked<B, 1>::add(u, x[j * stride + t], acc[t]);
+        few_tokens<B, count, j + 1>(block, x, stride, acc);
     }
 }
 
-template <class B, int tile>
-struct IntegerTile {
-    static void run(const std::byte* p, int64_t cols, const Activation& x, int64_t row, float* out) {
-        F32x16 acc[tile];
-        for (int t = 0; t < tile; ++t) acc[t] = zero();
-        const int8_t* digits = x.digits + row * 2 * cols;
-        const float* scale = x.scale + row * (cols / 32);
-        const int32_t* sum16 = x.sum16 + row * (cols / 16);
-        for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes) {
-            if constexpr (tile == 1) prefetch<B::kBytes>(p);
-            const B block(p);
-            sub_block<B, 0, tile>(block, digits, scale, sum16, cols, acc);
-            if constexpr (B::kSubBlocks == 8) {
-                sub_block<B, 1, tile>(block, digits + 64, scale + 1, sum16 + 2, cols, acc);
-                sub_block<B, 2, tile>(block, digits + 128, scale + 2, sum16 + 4, cols, acc);
-                sub_block<B, 3, tile>(block, digits + 192, scale + 3, sum16 + 6, cols, acc);
-                sub_block<B, 4, tile>(block, digits + 256, scale + 4, sum16 + 8, cols, acc);
-                sub_block<B, 5, tile>(block, digits + 320, scale + 5, sum16 + 10, cols, acc);
-                sub_block<B, 6, tile>(block, digits + 384, scale + 6, sum16 + 12, cols, acc);
-                sub_block<B, 7, tile>(block, digits + 448, scale + 7, sum16 + 14, cols, acc);
-            }
-            digits += 64 * B::kSubBlocks;
-            scale += B::kSubBlocks;
-            sum16 += 2 * B::kSubBlocks;
+// out [groups][out_rows][16]: the sums of `rows` tokens.
+template <class B, int groups, int j>
+LLAMA_EXT_INLINE void tokens(const B (&block)[groups], const Q15Block* x, int64_t stride, int64_t rows, float* out,
+                             int64_t out_rows) {
+    if constexpr (j < B::kSubBlocks) {
+        Unpacked<B, groups> u;
+        Unpacked<B, groups>::template load<j>(u, block);
+        for (int64_t t = 0; t < rows; ++t) {
+            F32x16 acc[groups];
+            for (int g = 0; g < groups; ++g) acc[g] = load(out + (g * out_rows + t) * kGroup);
+            Unpacked<B, groups>::add(u, x[j * stride + t], acc);
+            for (int g = 0; g < groups; ++g) store(out + (g * out_rows + t) * kGroup, acc[g]);
         }
-        for (int t = 0; t < tile; ++t) store(out + kGroup * t, acc[t]);
+        tokens<B, groups, j + 1>(block, x, stride, rows, out, out_rows);
     }
-};
+}
+
+// A packed group against `count` rows of x.
+template <class B, int count>
+void few_rows(const std::byte* p, int64_t cols, const Activation& x, int64_t row, float* out) {
+    F32x16 acc[count][1];
+    for (int t = 0; t < count; ++t) acc[t][0] = zero();
+    const Q15Block* at = x.q15 + row;
+    B block[1];
+    for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes, at += B::kSubBlocks * x.rows) {
+        prefetch<B::kBytes>(p);
+        block[0].load(p);
+        few_tokens<B, count, 0>(block, at, x.rows, acc);
+    }
+    for (int t = 0; t < count; ++t) store(out + t * kGroup, acc[t][0]);
+}
+
+// Packed groups that begin group_bytes apart against any number of rows.
+template <class B, int groups>
+void many_rows(const std::byte* packed, size_t group_bytes, int64_t cols, const Activation& x, int64_t row, int64_t rows,
+               float* out) {
+    for (int64_t from = 0; from < rows; from += kChunk) {
+        const int64_t count = rows - from < kChunk ? rows - from : kChunk;
+        float* sums = out + from * kGroup;
+        for (int g = 0; g < groups; ++g) memset(sums + g * rows * kGroup, 0, static_cast<size_t>(count * kGroup) * sizeof(float));
+        const std::byte* p = packed;
+        const Q15Block* at = x.q15 + row + from;
+        B block[groups];
+        for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes, at += B::kSubBlocks * x.rows) {
+            for (int g = 0; g < groups; ++g) {
+                const std::byte* of_group = p + static_cast<size_t>(g) * group_bytes;
+                if (from == 0) prefetch<B::kBytes>(of_group);
+                block[g].load(of_group);
+            }
+            tokens<B, groups, 0>(block, at, x.rows, count, sums, rows);
+        }
+    }
+}
+
+template <class B>
+void product(const PackedWeight& w, int64_t group, int64_t groups, const Activation& x, int64_t row, int64_t rows, float* out) {
+    if (rows > kFewRows && groups == kGroupsAtOnce)
+        return many_rows<B, kGroupsAtOnce>(w.data + static_cast<size_t>(group) * w.group_bytes, w.group_bytes, w.cols, x, row,
+                                           rows, out);
+    for (int64_t g = group; g < group + groups; ++g, out += rows * kGroup) {
+        const std::byte* p = w.data + static_cast<size_t>(g) * w.group_bytes;
+        if (rows == 1)
+            few_rows<B, 1>(p, w.cols, x, row, out);
+        else if (rows == 2)
+            few_rows<B, 2>(p, w.cols, x, row, out);
+        else if (rows == 3)
+            few_rows<B, 3>(p, w.cols, x, row, out);
+        else if (rows == 4)
+            few_rows<B, 4>(p, w.cols, x, row, out);
+        else
+            many_rows<B, 1>(p, w.group_bytes, w.cols, x, row, rows, out);
+    }
+}
 
 struct F32Weights {
     static constexpr int kBytes = 64;
@@ -295,31 +380,33 @@ struct FloatTile {
 };
 
 // The rest of the rows in tiles of `tile`, then of half of that, down to one.
-template <template <class, int> class Tile, class B, int tile>
+template <class W, int tile>
 LLAMA_EXT_INLINE void tiles(const std::byte* p, int64_t cols, const Activation& x, int64_t row, int64_t end, float* out) {
-    for (; row + tile <= end; row += tile, out += tile * kGroup) Tile<B, tile>::run(p, cols, x, row, out);
-    if constexpr (tile > 1) tiles<Tile, B, tile / 2>(p, cols, x, row, end, out);
+    for (; row + tile <= end; row += tile, out += tile * kGroup) FloatTile<W, tile>::run(p, cols, x, row, out);
+    if constexpr (tile > 1) tiles<W, tile / 2>(p, cols, x, row, end, out);
 }
 
-template <template <class, int> class Tile, class B>
-void product(const PackedWeight& w, int64_t group, const Activation& x, int64_t row, int64_t rows, float* out) {
-    tiles<Tile, B, kLargestTile>(w.data + static_cast<size_t>(group) * w.group_bytes, w.cols, x, row, row + rows, out);
+template <class W>
+void float_product(const PackedWeight& w, int64_t group, int64_t groups, const Activation& x, int64_t row, int64_t rows,
+                   float* out) {
+    for (const int64_t end = group + groups; group < end; ++group, out += rows * kGroup)
+        tiles<W, kLargestTile>(w.data + static_cast<size_t>(group) * w.group_bytes, w.cols, x, row, row + rows, out);
 }
 
 }  // namespace
 
 const ProductFn kProducts[kFormats] = {
-    product<FloatTile, F32Weights>,
-    product<FloatTile, F16Weights>,
-    product<FloatTile, Bf16Weights>,
-    product<IntegerTile, Q8>,
-    product<IntegerTile, Q4<false>>,
-    product<IntegerTile, Q4<true>>,
-    product<IntegerTile, Q5<false>>,
-    product<IntegerTile, Q5<true>>,
-    product<IntegerTile, QK<false>>,
-    product<IntegerTile, QK<true>>,
-    product<IntegerTile, Q6K>,
+    float_product<F32Weights>,
+    float_product<F16Weights>,
+    float_product<Bf16Weights>,
+    product<Q8>,
+    product<Q4<false>>,
+    product<Q4<true>>,
+    product<Q5<false>>,
+    product<Q5<true>>,
+    product<QK<false>>,
+    product<QK<true>>,
+    product<Q6K>,
     nullptr,  // MXFP8, which is packed as BF16
 };
 

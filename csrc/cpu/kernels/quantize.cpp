@@ -3,8 +3,8 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
-void quantize_q15(const float* x, int64_t n, int8_t* digits, float* scale, int32_t* sum16) {
-    for (int64_t i = 0; i < n; i += 32, digits += 64, sum16 += 2) {
+void quantize_q15(const float* x, int64_t n, Q15Block* out, int64_t stride) {
+    for (int64_t i = 0; i < n; i += 32, out += stride) {
         const F32x16 values[2] = {load(x + i), load(x + i + 16)};
         // The largest magnitude by its bits: as integers they order as the floats do, and a NaN is above them all.
         const int32_t largest_bits = reduce_max(max(f32_to_bits(abs(values[0])), f32_to_bits(abs(values[1]))));
@@ -14,14 +14,16 @@ void quantize_q15(const float* x, int64_t n, int8_t* digits, float* scale, int32
         // integers under it are zeros, so that no sum of them wraps.
         const bool tiny = largest < 1e-33f, finite = largest_bits < 0x7f800000;
         const float to_int = tiny ? 0.0f : kLargestQ15 / largest;
-        *scale++ = tiny ? 0.0f : largest / kLargestQ15;
+        out->scale = tiny ? 0.0f : largest / kLargestQ15;
         for (int half = 0; half < 2; ++half) {
             const I32x16 q = finite ? round_to_i32(values[half] * broadcast(to_int)) : broadcast(0);
             const I32x16 high = shift_right_signed<kDigitShift>(q + broadcast(int32_t{1} << (kDigitShift - 1)));
-            store_i8(digits + 16 * half, high);
-            store_i8(digits + 32 + 16 * half, q - shift_left<kDigitShift>(high));
-            sum16[half] = reduce_add(q);
+            store_i8(out->high + 16 * half, high);
+            store_i8(out->low + 16 * half, q - shift_left<kDigitShift>(high));
+            out->minus_of[half] = -reduce_add(q);
         }
+        out->minus_sum = out->minus_of[0] + out->minus_of[1];
+        out->scaled_sum = out->scale * static_cast<float>(-out->minus_sum);
     }
 }
 

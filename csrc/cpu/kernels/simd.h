@@ -54,4 +54,11 @@ LLAMA_EXT_INLINE F32x16 exp(F32x16 x) {
     return select(tiny, zero(), result);
 }
 
+// x times a power of two
+template <int32_t factor>
+LLAMA_EXT_INLINE I32x16 times_power_of_two(I32x16 x) {
+    static_assert(factor > 0 && (factor & (factor - 1)) == 0);
+    return shift_left<__builtin_ctz(factor)>(x);
+}
+
 }  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL

@@ -5,7 +5,7 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
-inline constexpr int kLargestTile = 4;  // tokens a product takes at once: 16 registers of half the width
+inline constexpr int kLargestTile = 4;  // tokens that a product of floats takes at once: 16 registers of half the width
 
 struct F32x16 {
     __m256 a, b;

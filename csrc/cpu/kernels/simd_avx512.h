@@ -5,8 +5,7 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
-inline constexpr int kLargestTile =
-    8;  // tokens a product takes at once: 32 registers hold eight tokens' sums beside the unpacked weights
+inline constexpr int kLargestTile = 8;  // tokens that a product of floats takes at once
 
 struct F32x16 {
     __m512 v;

@@ -7,7 +7,8 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
-inline constexpr int kLargestTile = 2;  // tokens a product takes at once: more would cost minutes of compiling and bring nothing
+inline constexpr int kLargestTile =
+    2;  // tokens that a product of floats takes at once: more would cost minutes of compiling and bring nothing
 
 struct F32x16 {
     float v[16];
