@@ -9,34 +9,36 @@
 namespace llama_ext::cpu {
 namespace {
 
+constexpr int kRuns = 6;
+
 // How a file's block falls apart: 2-byte scales first or last, then 4-byte words in the order of packing.
 struct BlockLayout {
-    int halves;           // f16 scales, each packed as [16] u16
-    int half_offset;      // where they stand in the file's block
-    int fifth_offset;     // 32 fifth bits to be regrouped (Q5_0, Q5_1), or -1
-    int words;            // 4-byte words packed as [16] u32 each
-    int word_offsets[3];  // up to three runs of words: where each starts in the file's block
-    int word_counts[3];
+    int halves;        // f16 scales, each packed as [16] u16
+    int half_offset;   // where they stand in the file's block
+    int fifth_offset;  // 32 fifth bits to be regrouped (Q5_0, Q5_1), or -1
+    // Runs of 4-byte words, each word packed as [16] u32: where a run starts in the file's block, and how long it is.
+    int word_offsets[kRuns];
+    int word_counts[kRuns];
 };
 
 constexpr BlockLayout layout(Format format) {
     switch (format) {
         case Format::q8_0:
-            return {1, 0, -1, 8, {2}, {8}};
+            return {1, 0, -1, {2}, {8}};
         case Format::q4_0:
-            return {1, 0, -1, 4, {2}, {4}};
+            return {1, 0, -1, {2}, {4}};
         case Format::q4_1:
-            return {2, 0, -1, 4, {4}, {4}};
+            return {2, 0, -1, {4}, {4}};
         case Format::q5_0:
-            return {1, 0, 2, 4, {6}, {4}};
+            return {1, 0, 2, {6}, {4}};
         case Format::q5_1:
-            return {2, 0, 4, 4, {8}, {4}};
+            return {2, 0, 4, {8}, {4}};
         case Format::q4_k:
-            return {2, 0, -1, 35, {4}, {35}};
+            return {2, 0, -1, {4}, {35}};
         case Format::q5_k:
-            return {2, 0, -1, 43, {4}, {43}};
+            return {2, 0, -1, {4}, {43}};
         case Format::q6_k:
-            return {1, 208, -1, 52, {192, 0, 128}, {4, 32, 16}};
+            return {1, 208, -1, {192, 0, 128, 32, 160, 96}, {4, 8, 8, 16, 8, 8}};
         default:
             return {};
     }
@@ -73,7 +75,7 @@ void unpack_blocks(Format format, int64_t cols, const std::byte* group, int r, s
             std::memcpy(out + b.fifth_offset, &bits, 4);
             from += 4 * kGroup;
         }
-        for (int run = 0; run < 3; ++run)
+        for (int run = 0; run < kRuns; ++run)
             for (int i = 0; i < b.word_counts[run]; ++i, from += 4 * kGroup)
                 std::memcpy(out + b.word_offsets[run] + 4 * i, from + 4 * r, 4);
     }
@@ -96,7 +98,7 @@ void pack_blocks(int64_t blocks, const std::byte* const* rows, std::byte* out) {
     for (int64_t at = 0; at < blocks * block_bytes; at += block_bytes) {
         for (int i = 0; i < b.halves; ++i) each_row(at + b.half_offset + 2 * i, uint16_t{});
         if constexpr (b.fifth_offset >= 0) each_row(at + b.fifth_offset, uint32_t{});
-        for (int run = 0; run < 3; ++run)
+        for (int run = 0; run < kRuns; ++run)
             for (int i = 0; i < b.word_counts[run]; ++i) each_row(at + b.word_offsets[run] + 4 * i, uint32_t{});
     }
 }

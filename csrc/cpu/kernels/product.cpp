@@ -13,7 +13,6 @@
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 namespace {
 
-constexpr int kPrefetch = 8192;  // bytes ahead; bench/NOTES.md has what other distances did
 constexpr int64_t kFewRows = 4;  // tokens whose sums of one group stay in registers beside the weights
 constexpr int64_t kChunk = 64;   // tokens whose sums of two groups leave room in the L1 cache
 
@@ -168,8 +167,8 @@ struct Q6K {
     template <int j>
     void unpack(I32x16 (&w)[8]) const {
         constexpr int half = j / 4, quarter = j % 4;
-        const std::byte* low = vector(p + kHeader, 16 * half + 8 * (quarter % 2));
-        const std::byte* high = vector(p + kHeader + 2048, 8 * half);
+        const std::byte* of_half = vector(p + kHeader, 24 * half);
+        const std::byte *low = vector(of_half, 16 * (quarter % 2)), *high = vector(of_half, 8);
         for (int l = 0; l < 8; ++l) {
             const I32x16 both = load_words(vector(low, l)), bits = load_words(vector(high, l));
             I32x16 pair;
@@ -182,11 +181,14 @@ struct Q6K {
     }
 };
 
-// A single row is bound by memory, and the hardware alone looks ahead too little, least of all in a K block's long unrolled
-// body: the lines some blocks ahead are asked for by hand. The next group follows this one in memory.
+// Few rows are bound by memory, and the hardware alone looks ahead too little on some machines: the lines some blocks ahead are
+// asked for by hand. The next group follows this one in memory. A block of 32 columns goes to the first cache. One of 256 goes to
+// the second: its lines would fill all that a core can have on its way to the first, while those to the second are more.
+// bench/NOTES.md has what other distances did.
 template <int bytes>
 LLAMA_EXT_INLINE void prefetch(const std::byte* p) {
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kPrefetch + line);
+    constexpr bool kLarge = bytes > 1024;
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + (kLarge ? 8192 : 4096) + line, 0, kLarge ? 2 : 3);
 }
 
 LLAMA_EXT_INLINE int32_t word_at(const int8_t* p) {
