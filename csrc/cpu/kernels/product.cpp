@@ -324,7 +324,9 @@ void many_rows(const std::byte* packed, size_t group_bytes, int64_t cols, const 
         for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes, at += B::kSubBlocks * x.rows) {
             for (int g = 0; g < groups; ++g) {
                 const std::byte* of_group = p + static_cast<size_t>(g) * group_bytes;
-                if (from == 0) prefetch<B::kBytes>(of_group);
+                // Of the groups after these, which a product of some rows leaves time for.
+                for (int line = 0; from == 0 && line < B::kBytes; line += 64)
+                    __builtin_prefetch(of_group + static_cast<size_t>(groups) * group_bytes + line, 0, 2);
                 block[g].load(of_group);
             }
             tokens<B, groups, 0>(block, at, x.rows, count, sums, rows);
