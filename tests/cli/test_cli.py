@@ -112,6 +112,19 @@ def test_where_a_prompt_comes_from(
     assert "there is no prompt; give one" in run(capsys, *command, status=2)
 
 
+def test_generate_with_drafts(capsys: Capture) -> None:
+    prompt = "one two three four five six seven eight one two three four five six seven"
+    arguments = ["generate", "-m", "smollm2", "-n", "24", "--json", prompt]
+    assert main(arguments) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*arguments, "--draft", "lookup", "--draft-tokens", "6", "--timings"]) == 0
+    out, err = capsys.readouterr()
+    drafted = json.loads(out)
+    assert drafted["token_ids"] == plain["token_ids"] and plain["timings"]["drafted_tokens"] == 0
+    assert drafted["timings"]["accepted_tokens"] > 0 and drafted["timings"]["passes"] < 23
+    assert "drafted tokens accepted" in err
+
+
 def test_timings_go_to_stderr(capsys: Capture, tiny_file: str) -> None:
     assert main(["generate", "-m", tiny_file, "abc", "-n", "3", "--timings"]) == 0
     captured = capsys.readouterr()
@@ -134,6 +147,8 @@ def test_timings_go_to_stderr(capsys: Capture, tiny_file: str) -> None:
         ),
         (["-m", "TINY", "x", "-n", "0"], "--max-new-tokens must be"),
         (["-m", "TINY", "x", "--logprobs", "2"], "--logprobs shows nothing without --json"),
+        (["-m", "TINY", "x", "--draft-tokens", "16"], "--draft-tokens 16 is too many; draft up to 15 tokens"),
+        (["-m", "TINY", "x", "--draft", "nowhere.gguf"], "nowhere.gguf"),
         (["-m", "TINY", "-f", "/nowhere.txt"], "/nowhere.txt: No such file or directory."),
         (["-m", "TINY", "-f", "/"], "/: Is a directory."),
     ],
