@@ -3,9 +3,9 @@
 A speed depends on shapes and types, not on what the weights say, so a random model answers for a real
 one that cannot be downloaded. `f32`, `f16`, `bf16`, `q8_0`, `q4_0`, `q4_1`, `q5_0` and `q5_1` are
 quantized from normal numbers by the `gguf` package; `q4_k`, `q5_k` and `q6_k` are written as random
-valid blocks. Weights have a standard deviation of about 0.03. They are drawn from a pool of a few
-million numbers at random places, chunk by chunk, so the file is written about as fast as the disk takes
-it and memory stays small.
+valid blocks, and `q4_k_m` and `q5_k_m` mix them as files of those names do. Weights have a standard
+deviation of about 0.03. They are drawn from a pool of a few million numbers at random places, chunk by
+chunk, so the file is written about as fast as the disk takes it and memory stays small.
 
 Types follow llama.cpp's quantizer where it matters for bytes: with 4- and 5-bit layers the tied
 embedding is `q6_k` (or `q8_0` where rows are no multiple of 256), and a K-quant falls back to `q5_0`,
@@ -68,9 +68,14 @@ FILE_TYPES: dict[str, LlamaFileType] = {
     "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q5_1": LlamaFileType.MOSTLY_Q5_1,
     "q4_k": LlamaFileType.MOSTLY_Q4_K_S,
+    "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
     "q5_k": LlamaFileType.MOSTLY_Q5_K_S,
+    "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
+
+#: Mixtures of types, each by the type of most of its matrices; attn_v and ffn_down of half of the layers are `q6_k`.
+MIXTURES = {"q4_k_m": "q4_k", "q5_k_m": "q5_k"}
 
 #: What llama.cpp's quantizer takes instead of a K-quant where a row is no multiple of 256.
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
@@ -221,6 +226,13 @@ def fitting_type(type_name: str, columns: int) -> str:
     raise ValueError(f"rows of {columns} values do not divide into blocks of {type_name}")
 
 
+def has_more_bits(layer: int, layers: int) -> bool:
+    """Whether a mixture spends more bits on attn_v and ffn_down of this layer: the first and last eighth, and each
+    third of the others.
+    """
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
 def embedding_type_for(type_name: str) -> str:
     """The type that llama.cpp's quantizer gives a tied embedding when the layers are `type_name`."""
     return "q6_k" if type_name[:2] in ("q4", "q5", "q6") else type_name
@@ -241,6 +253,11 @@ def tensors_of(
     shape: Shape, type_name: str, embedding_type: str | None = None, tied: bool = True
 ) -> Iterator[TensorSpec]:
     """The tensors of the model, in the order of the file."""
+    mixed = type_name in MIXTURES
+    type_name = MIXTURES.get(type_name, type_name)
+
+    def important(layer: int) -> str:
+        return "q6_k" if mixed and has_more_bits(layer, shape.layers) else type_name
 
     def matrix(name: str, rows: int, columns: int, wanted: str = type_name) -> TensorSpec:
         return TensorSpec(name + ".weight", (rows, columns), fitting_type(wanted, columns))
@@ -263,7 +280,7 @@ def tensors_of(
         yield norm(prefix + "attn_norm")
         yield matrix(prefix + "attn_q", q_rows, shape.hidden)
         yield matrix(prefix + "attn_k", kv_rows, shape.hidden)
-        yield matrix(prefix + "attn_v", kv_rows, shape.hidden)
+        yield matrix(prefix + "attn_v", kv_rows, shape.hidden, important(layer))
         yield matrix(prefix + "attn_output", shape.hidden, q_rows)
         yield norm(prefix + "ffn_norm")
         suffix = "_shexp" if shape.experts else ""
@@ -274,7 +291,7 @@ def tensors_of(
             yield experts(prefix + "ffn_down", shape.hidden, shape.ffn)
         yield matrix(prefix + "ffn_gate" + suffix, shape.ffn, shape.hidden)
         yield matrix(prefix + "ffn_up" + suffix, shape.ffn, shape.hidden)
-        yield matrix(prefix + "ffn_down" + suffix, shape.hidden, shape.ffn)
+        yield matrix(prefix + "ffn_down" + suffix, shape.hidden, shape.ffn, important(layer))
     yield norm("output_norm")
     if not tied:
         yield matrix("output", shape.vocab, shape.hidden, table_type)
@@ -494,7 +511,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="the shape (default: %(default)s)")
-    parser.add_argument("--type", choices=TYPES, default="q4_0", help="type of the layers (default: %(default)s)")
+    parser.add_argument("--type", choices=FILE_TYPES, default="q4_0", help="type of the layers (default: %(default)s)")
     parser.add_argument(
         "--embedding-type",
         choices=TYPES,

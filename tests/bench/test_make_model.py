@@ -12,7 +12,7 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 import make_model  # noqa: E402
-from make_model import PRESETS, TYPES  # noqa: E402
+from make_model import MIXTURES, PRESETS, TYPES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,9 @@ def test_every_type_is_finite_centred_and_of_the_promised_scale(tiny, type_name:
     assert TYPES[type_name] in kinds
 
 
-@pytest.mark.parametrize(("type_name", "preset"), [*((name, "tiny") for name in TYPES), ("q4_0", "tiny-moe")])
+@pytest.mark.parametrize(
+    ("type_name", "preset"), [*((name, "tiny") for name in (*TYPES, *MIXTURES)), ("q4_0", "tiny-moe")]
+)
 def test_llama_cpp_runs_every_type(tiny, type_name: str, preset: str) -> None:
     """llama.cpp loads the file, tokenizes with its vocabulary and gives finite logits."""
     pytest.importorskip("llama_cpp")
@@ -145,6 +147,16 @@ def test_metadata_of_the_1b_shape() -> None:
     assert factors[0] == 1.0
     assert factors[-1] == 32.0
     assert (np.diff(factors) >= 0).all()
+
+
+def test_mixtures_have_the_types_of_llama_cpp() -> None:
+    """Of 16 layers, by llama.cpp's rule, half have more bits: worked out by hand."""
+    specs = {spec.name: spec.type for spec in make_model.tensors_of(PRESETS["1b"], "q4_k_m")}
+    for name in ("attn_v", "ffn_down"):
+        better = [layer for layer in range(16) if specs[f"blk.{layer}.{name}.weight"] == "q6_k"]
+        assert better == [0, 1, 4, 7, 10, 13, 14, 15]
+    assert {kind for name, kind in specs.items() if "attn_q" in name or "ffn_up" in name} == {"q4_k"}
+    assert specs["token_embd.weight"] == "q6_k"
 
 
 def test_rows_that_blocks_do_not_fit_fall_back_as_in_llama_cpp() -> None:
