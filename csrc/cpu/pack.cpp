@@ -4,41 +4,33 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/pack_k.h"
 #include "program/half.h"
 
 namespace llama_ext::cpu {
 namespace {
-
-constexpr int kRuns = 6;
 
 // How a file's block falls apart: 2-byte scales first or last, then 4-byte words in the order of packing.
 struct BlockLayout {
     int halves;        // f16 scales, each packed as [16] u16
     int half_offset;   // where they stand in the file's block
     int fifth_offset;  // 32 fifth bits to be regrouped (Q5_0, Q5_1), or -1
-    // Runs of 4-byte words, each word packed as [16] u32: where a run starts in the file's block, and how long it is.
-    int word_offsets[kRuns];
-    int word_counts[kRuns];
+    int word_offset;   // 4-byte words, each packed as [16] u32: where they start in the file's block
+    int words;
 };
 
 constexpr BlockLayout layout(Format format) {
     switch (format) {
         case Format::q8_0:
-            return {1, 0, -1, {2}, {8}};
+            return {1, 0, -1, 2, 8};
         case Format::q4_0:
-            return {1, 0, -1, {2}, {4}};
+            return {1, 0, -1, 2, 4};
         case Format::q4_1:
-            return {2, 0, -1, {4}, {4}};
+            return {2, 0, -1, 4, 4};
         case Format::q5_0:
-            return {1, 0, 2, {6}, {4}};
+            return {1, 0, 2, 6, 4};
         case Format::q5_1:
-            return {2, 0, 4, {8}, {4}};
-        case Format::q4_k:
-            return {2, 0, -1, {4}, {35}};
-        case Format::q5_k:
-            return {2, 0, -1, {4}, {43}};
-        case Format::q6_k:
-            return {1, 208, -1, {192, 0, 128, 32, 160, 96}, {4, 8, 8, 16, 8, 8}};
+            return {2, 0, 4, 8, 4};
         default:
             return {};
     }
@@ -75,9 +67,7 @@ void unpack_blocks(Format format, int64_t cols, const std::byte* group, int r, s
             std::memcpy(out + b.fifth_offset, &bits, 4);
             from += 4 * kGroup;
         }
-        for (int run = 0; run < kRuns; ++run)
-            for (int i = 0; i < b.word_counts[run]; ++i, from += 4 * kGroup)
-                std::memcpy(out + b.word_offsets[run] + 4 * i, from + 4 * r, 4);
+        for (int i = 0; i < b.words; ++i, from += 4 * kGroup) std::memcpy(out + b.word_offset + 4 * i, from + 4 * r, 4);
     }
 }
 
@@ -98,8 +88,7 @@ void pack_blocks(int64_t blocks, const std::byte* const* rows, std::byte* out) {
     for (int64_t at = 0; at < blocks * block_bytes; at += block_bytes) {
         for (int i = 0; i < b.halves; ++i) each_row(at + b.half_offset + 2 * i, uint16_t{});
         if constexpr (b.fifth_offset >= 0) each_row(at + b.fifth_offset, uint32_t{});
-        for (int run = 0; run < kRuns; ++run)
-            for (int i = 0; i < b.word_counts[run]; ++i) each_row(at + b.word_offsets[run] + 4 * i, uint32_t{});
+        for (int i = 0; i < b.words; ++i) each_row(at + b.word_offset + 4 * i, uint32_t{});
     }
 }
 
@@ -155,17 +144,16 @@ void pack_group(Format format, int64_t cols, const std::byte* source, int rows, 
         case Format::q5_1:
             return pack_blocks<Format::q5_1, 24>(blocks, row, out);
         case Format::q4_k:
-            return pack_blocks<Format::q4_k, 144>(blocks, row, out);
         case Format::q5_k:
-            return pack_blocks<Format::q5_k, 176>(blocks, row, out);
         case Format::q6_k:
-            return pack_blocks<Format::q6_k, 210>(blocks, row, out);
+            return pack_k(format, blocks, row, out);
         case Format::mxfp8:
             return pack_mxfp8(cols, row, out);
     }
 }
 
 void unpack_row(Format format, int64_t cols, const std::byte* group, int r, std::byte* out) {
+    if (info(format).block == 256) return unpack_k(format, cols / 256, group, r, out);
     if (info(format).block > 1) return unpack_blocks(format, cols, group, r, out);
     const size_t size = static_cast<size_t>(info(format).bytes);
     for (int64_t c = 0; c < cols; ++c)

@@ -18,10 +18,9 @@ inline constexpr int kGroup = 16;
 //   Q8_0           a block: d [16] f16, words [8][16]                       (a word: 4 consecutive bytes of the file's quants)
 //   Q4_0, Q4_1     a block: d [16] f16, (m [16] f16,) words [4][16]
 //   Q5_0, Q5_1     a block: d, (m,) fifth bits [16] u32, words [4][16]; bit l of byte c of row r's u32 belongs to element 4 l + c
-//   Q4_K, Q5_K     a block of 256: d, dmin, scale words [3][16], (fifth-bit words [8][16],) words [32][16]
-//   Q6_K           a block of 256: d, scale words [4][16]; of each half of it low words [8][16], high words [8][16], the other
-//   low
-//                  words [8][16]: in the order in which they are needed, or the hardware does not fetch them ahead
+//   Q4_K, Q5_K     a block of 256: d, dmin, scale words [3][16]; of each 32 columns (fifth bits as Q5_0,) words [4][16] as Q4_0
+//   Q6_K           a block of 256: d, scale words [4][16]; of each 32 columns words [4][16] as Q4_0, high words [2][16], of whose
+//                  word h bits 2 l and 2 l + 1 of byte c belong to element 16 h + 4 l + c
 //   MXFP8          as BF16, which holds its weights (4 digits of a power of two) exactly, but for those below 2^-126: they are
 //                  rounded to multiples of 2^-133
 struct PackedWeight {

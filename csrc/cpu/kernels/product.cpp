@@ -29,6 +29,36 @@ LLAMA_EXT_INLINE I32x16 fifth_bits(I32x16 bits) {
         return shift_right<n - 4>(bits) & broadcast(0x10101010);
 }
 
+// 32 weights of 4 bits in 4 vectors: of word l the low halves of bytes are columns 4 l .. 4 l + 3, the high ones those 16 on.
+LLAMA_EXT_INLINE void unpack_nibbles(const std::byte* words, I32x16 (&w)[8]) {
+    for (int l = 0; l < 4; ++l) {
+        const I32x16 both = load_words(vector(words, l));
+        w[l] = low_nibbles(both);
+        w[l + 4] = high_nibbles(both);
+    }
+}
+
+// Their fifth bits: bit l of a byte is word l's.
+LLAMA_EXT_INLINE void add_fifth_bits(I32x16 fifth, I32x16 (&w)[8]) {
+    w[0] = w[0] | fifth_bits<0>(fifth);
+    w[1] = w[1] | fifth_bits<1>(fifth);
+    w[2] = w[2] | fifth_bits<2>(fifth);
+    w[3] = w[3] | fifth_bits<3>(fifth);
+    w[4] = w[4] | fifth_bits<4>(fifth);
+    w[5] = w[5] | fifth_bits<5>(fifth);
+    w[6] = w[6] | fifth_bits<6>(fifth);
+    w[7] = w[7] | fifth_bits<7>(fifth);
+}
+
+// The fifth and sixth bits of words 0 .. 3, two bits of each byte a word, moved to bits 4 and 5.
+LLAMA_EXT_INLINE void add_pairs(I32x16 pairs, I32x16* w) {
+    const I32x16 mask = broadcast(0x30303030);
+    w[0] = w[0] | (shift_left<4>(pairs) & mask);
+    w[1] = w[1] | (shift_left<2>(pairs) & mask);
+    w[2] = w[2] | (pairs & mask);
+    w[3] = w[3] | (shift_right<2>(pairs) & mask);
+}
+
 // One description a format. A packed block holds kSubBlocks times 32 weights of 16 rows; kOffset is what the stored
 // unsigned values are too large by; unpack<j> gives sub-block j as 8 vectors of bytes; scale and minimum its factors.
 template <bool minimum_, int offset_>
@@ -56,12 +86,7 @@ struct Q4 : Block32<minimum_, minimum_ ? 0 : 8> {
 
     template <int>
     void unpack(I32x16 (&w)[8]) const {
-        const std::byte* words = this->p + Block32<minimum_, 0>::kHeader;
-        for (int l = 0; l < 4; ++l) {
-            const I32x16 both = load_words(vector(words, l));
-            w[l] = low_nibbles(both);
-            w[l + 4] = high_nibbles(both);
-        }
+        unpack_nibbles(this->p + Block32<minimum_, 0>::kHeader, w);
     }
 };
 
@@ -72,20 +97,8 @@ struct Q5 : Block32<minimum_, minimum_ ? 0 : 16> {
     template <int>
     void unpack(I32x16 (&w)[8]) const {
         const std::byte* words = this->p + Block32<minimum_, 0>::kHeader;
-        const I32x16 fifth = load_words(words);
-        for (int l = 0; l < 4; ++l) {
-            const I32x16 both = load_words(vector(words, l + 1));
-            w[l] = low_nibbles(both);
-            w[l + 4] = high_nibbles(both);
-        }
-        w[0] = w[0] | fifth_bits<0>(fifth);
-        w[1] = w[1] | fifth_bits<1>(fifth);
-        w[2] = w[2] | fifth_bits<2>(fifth);
-        w[3] = w[3] | fifth_bits<3>(fifth);
-        w[4] = w[4] | fifth_bits<4>(fifth);
-        w[5] = w[5] | fifth_bits<5>(fifth);
-        w[6] = w[6] | fifth_bits<6>(fifth);
-        w[7] = w[7] | fifth_bits<7>(fifth);
+        unpack_nibbles(words + 64, w);
+        add_fifth_bits(load_words(words), w);
     }
 };
 
@@ -105,7 +118,7 @@ template <bool fifth_>
 struct QK {
     static constexpr int kSubBlocks = 8, kOffset = 0;
     static constexpr bool kMinimum = true, kSigned = false, kHalfScales = false;
-    static constexpr int kHeader = 64 + 3 * 64, kBytes = kHeader + (fifth_ ? 512 : 0) + 2048;
+    static constexpr int kHeader = 64 + 3 * 64, kBytes = kHeader + 8 * (fifth_ ? 320 : 256);
     const std::byte* p;
     F32x16 d, dmin;
     I32x16 scales[2], minima[2];
@@ -133,19 +146,16 @@ struct QK {
 
     template <int j>
     void unpack(I32x16 (&w)[8]) const {
-        const std::byte* words = p + kHeader + (fifth_ ? 512 : 0);
-        for (int l = 0; l < 8; ++l) {
-            const I32x16 both = load_words(vector(words, 8 * (j / 2) + l));
-            w[l] = j % 2 ? high_nibbles(both) : low_nibbles(both);
-            if constexpr (fifth_) w[l] = w[l] | fifth_bits<j>(load_words(vector(p + kHeader, l)));
-        }
+        const std::byte* words = p + kHeader + j * (fifth_ ? 320 : 256);
+        unpack_nibbles(fifth_ ? words + 64 : words, w);
+        if constexpr (fifth_) add_fifth_bits(load_words(words), w);
     }
 };
 
 struct Q6K {
     static constexpr int kSubBlocks = 8, kOffset = 32;
     static constexpr bool kMinimum = false, kSigned = false, kHalfScales = true;
-    static constexpr int kHeader = 32 + 4 * 64, kBytes = kHeader + 2048 + 1024;
+    static constexpr int kHeader = 32 + 4 * 64, kBytes = kHeader + 8 * 384;
     const std::byte* p;
     F32x16 d;
 
@@ -166,29 +176,20 @@ struct Q6K {
 
     template <int j>
     void unpack(I32x16 (&w)[8]) const {
-        constexpr int half = j / 4, quarter = j % 4;
-        const std::byte* of_half = vector(p + kHeader, 24 * half);
-        const std::byte *low = vector(of_half, 16 * (quarter % 2)), *high = vector(of_half, 8);
-        for (int l = 0; l < 8; ++l) {
-            const I32x16 both = load_words(vector(low, l)), bits = load_words(vector(high, l));
-            I32x16 pair;
-            if constexpr (quarter < 2)
-                pair = shift_left<4 - 2 * quarter>(bits);
-            else
-                pair = shift_right<2 * quarter - 4>(bits);
-            w[l] = (quarter / 2 ? high_nibbles(both) : low_nibbles(both)) | (pair & broadcast(0x30303030));
-        }
+        const std::byte* words = p + kHeader + j * 384;
+        unpack_nibbles(words, w);
+        add_pairs(load_words(vector(words, 4)), w);
+        add_pairs(load_words(vector(words, 5)), w + 4);
     }
 };
 
-// Few rows are bound by memory, and the hardware alone looks ahead too little on some machines: the lines some blocks ahead are
-// asked for by hand. The next group follows this one in memory. A block of 32 columns goes to the first cache. One of 256 goes to
-// the second: its lines would fill all that a core can have on its way to the first, while those to the second are more.
-// bench/NOTES.md has what other distances did.
+// Few rows are bound by memory, and the hardware alone looks ahead too little on some machines: the lines some small blocks ahead
+// are asked for by hand. The next group follows this one in memory. Blocks of 256 columns are left to the hardware: as many lines
+// at once would wait for each other. bench/NOTES.md has what other distances did.
 template <int bytes>
 LLAMA_EXT_INLINE void prefetch(const std::byte* p) {
-    constexpr bool kLarge = bytes > 1024;
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + (kLarge ? 8192 : 4096) + line, 0, kLarge ? 2 : 3);
+    if constexpr (bytes <= 1024)
+        for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + 4096 + line);
 }
 
 LLAMA_EXT_INLINE int32_t word_at(const int8_t* p) {
