@@ -369,33 +369,50 @@ struct Bf16Weights {
     LLAMA_EXT_INLINE F32x16 load_column(const std::byte* p) { return load_bf16(p); }
 };
 
-template <class W, int tile>
-struct FloatTile {
-    static void run(const std::byte* p, int64_t cols, const Activation& x, int64_t row, float* out) {
-        F32x16 acc[tile];
-        for (int t = 0; t < tile; ++t) acc[t] = zero();
-        const float* values = x.f32 + row * cols;
-        for (int64_t k = 0; k < cols; ++k, p += W::kBytes) {
-            if constexpr (tile == 1) prefetch<W::kBytes>(p);
-            const F32x16 w = W::load_column(p);
-            for (int t = 0; t < tile; ++t) acc[t] = fma(w, broadcast(values[t * cols + k]), acc[t]);
+// `tile` rows of x and `count` groups that begin group_bytes apart; out [count][rows][16]. A sum is one chain of additions, each
+// waiting for the one before: with one or two rows two groups, whose chains are apart, take hardly longer than one.
+template <class W, int tile, int count>
+void float_tile(const std::byte* p, size_t group_bytes, int64_t cols, const float* x, int64_t rows, float* out) {
+    F32x16 acc[count][tile];
+    for (int g = 0; g < count; ++g)
+        for (int t = 0; t < tile; ++t) acc[g][t] = zero();
+    for (int64_t k = 0; k < cols; ++k, p += W::kBytes) {
+        F32x16 w[count];
+        for (int g = 0; g < count; ++g) {
+            const std::byte* of_group = p + static_cast<size_t>(g) * group_bytes;
+            if constexpr (tile == 1) prefetch<W::kBytes>(of_group);
+            w[g] = W::load_column(of_group);
         }
-        for (int t = 0; t < tile; ++t) store(out + kGroup * t, acc[t]);
+        for (int t = 0; t < tile; ++t) {
+            const F32x16 v = broadcast(x[t * cols + k]);
+            for (int g = 0; g < count; ++g) acc[g][t] = fma(w[g], v, acc[g][t]);
+        }
     }
-};
+    for (int g = 0; g < count; ++g)
+        for (int t = 0; t < tile; ++t) store(out + (g * rows + t) * kGroup, acc[g][t]);
+}
 
-// The rest of the rows in tiles of `tile`, then of half of that, down to one.
-template <class W, int tile>
-LLAMA_EXT_INLINE void tiles(const std::byte* p, int64_t cols, const Activation& x, int64_t row, int64_t end, float* out) {
-    for (; row + tile <= end; row += tile, out += tile * kGroup) FloatTile<W, tile>::run(p, cols, x, row, out);
-    if constexpr (tile > 1) tiles<W, tile / 2>(p, cols, x, row, end, out);
+// Rows from `row` on in tiles of `tile`, then of half of that, down to one.
+template <class W, int tile, int count>
+LLAMA_EXT_INLINE void float_tiles(const std::byte* p, size_t group_bytes, int64_t cols, const float* x, int64_t row, int64_t rows,
+                                  float* out) {
+    for (; row + tile <= rows; row += tile)
+        float_tile<W, tile, count>(p, group_bytes, cols, x + row * cols, rows, out + row * kGroup);
+    if constexpr (tile > 1) float_tiles<W, tile / 2, count>(p, group_bytes, cols, x, row, rows, out);
 }
 
 template <class W>
 void float_product(const PackedWeight& w, int64_t group, int64_t groups, const Activation& x, int64_t row, int64_t rows,
                    float* out) {
-    for (const int64_t end = group + groups; group < end; ++group, out += rows * kGroup)
-        tiles<W, kLargestTile>(w.data + static_cast<size_t>(group) * w.group_bytes, w.cols, x, row, row + rows, out);
+    const float* values = x.f32 + row * w.cols;
+    const int64_t at_once = rows <= 2 && groups == kGroupsAtOnce ? kGroupsAtOnce : 1;
+    for (const int64_t end = group + groups; group < end; group += at_once, out += at_once * rows * kGroup) {
+        const std::byte* p = w.data + static_cast<size_t>(group) * w.group_bytes;
+        if (at_once == kGroupsAtOnce)
+            float_tiles<W, 2, kGroupsAtOnce>(p, w.group_bytes, w.cols, values, 0, rows, out);
+        else
+            float_tiles<W, kLargestTile, 1>(p, w.group_bytes, w.cols, values, 0, rows, out);
+    }
 }
 
 }  // namespace
