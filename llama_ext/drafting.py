@@ -201,7 +201,8 @@ def draws(
     ids = session.ids
     while done < limit and session.position < session.max_context:
         ids.append(token)
-        guess = drafting.propose(ids, min(limit - done, session.max_context - session.position) - 1, params)
+        room = min(limit - done, session.max_context - session.position, session.max_rows)
+        guess = drafting.propose(ids, room - 1, params)
         if guess:
             drawn, rows = session.verify(token, guess, params)
             drafting.note(len(guess), len(drawn) - 1)

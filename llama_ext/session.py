@@ -125,6 +125,11 @@ class Session:
         return self._native.max_context
 
     @property
+    def max_rows(self) -> int:
+        """The number of tokens that one pass takes at the most."""
+        return self._native.max_rows
+
+    @property
     def max_rollback(self) -> int:
         """How many tokens `rollback` can take back now: all of them, unless layers with a window have
         overwritten theirs."""
@@ -200,8 +205,8 @@ class Session:
             As `step`, also for the tokens of `draft`, and as `sample`: nothing has changed then.
         """
         ids = self._checked([token, *draft])
-        if len(ids) > self._native.max_rows:
-            raise OptionError(f"a draft of {len(ids) - 1} tokens is too long: a pass takes {self._native.max_rows}.")
+        if len(ids) > self.max_rows:
+            raise OptionError(f"a draft of {len(ids) - 1} tokens is too long: a pass takes {self.max_rows}.")
         position = self._room(len(ids))
         self._tokens[position : position + len(ids)] = ids
         logits = self._executor.run(self._cache, ids, len(ids))

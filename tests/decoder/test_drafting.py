@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import build, random_ids, random_weights, variants
 from tiny_model import VOCAB, write_tiny
 
 import llama_ext
+from llama_ext import _core
 from llama_ext.drafting import MOST_DRAFTED, Drafting, ModelDrafter, Pace, PromptLookup, draws
 from llama_ext.sampling import SamplingParams
 from llama_ext.session import Session
@@ -34,15 +36,15 @@ class Guesses:
 
     cost = 0.0
 
-    def __init__(self, prompt: int, told: Sequence[int], seed: int = 0) -> None:
-        self._prompt, self._told = prompt, list(told)
+    def __init__(self, prompt: int, told: Sequence[int], seed: int = 0, vocab: int = VOCAB) -> None:
+        self._prompt, self._told, self._vocab = prompt, list(told), vocab
         self._random = np.random.default_rng(seed)
 
     def propose(self, ids: Sequence[int], count: int, params: SamplingParams) -> list[int]:
         guess = self._told[len(ids) - self._prompt :][: self._random.integers(0, count + 1)]
         if guess and self._random.random() < 0.5:
             at = self._random.integers(len(guess))
-            guess[at] = (guess[at] + 1) % VOCAB
+            guess[at] = (guess[at] + 1) % self._vocab
         return guess
 
 
@@ -153,6 +155,22 @@ def test_the_end_of_the_context(tiny_path: Path) -> None:
     assert len(told) == 21
     for seed in range(5):
         assert drafted(llm.session(), prompt, 100, Guesses(30, told + [1] * 20, seed))[0] == told
+
+
+@pytest.mark.parametrize("max_rows", [1, 3])
+def test_programs_of_few_rows(max_rows: int) -> None:
+    """A pass takes no more tokens than its program does."""
+    config = variants()["global"]
+    program = build(config, random_weights(config), max_rows=max_rows)
+    executor = _core.Executor(program.native, threads=1)
+    prompt = random_ids(config, 7)
+    told, plainly = drafted(Session(program, executor), prompt, 30, None)
+    found, drafting = drafted(
+        Session(program, executor), prompt, 30, Guesses(len(prompt), told, vocab=config.vocab_size)
+    )
+    assert found == told and plainly.passes == 29
+    assert drafting.drafted <= (max_rows - 1) * drafting.passes
+    assert (drafting.accepted > 0) == (max_rows > 1)
 
 
 class Stubborn:
