@@ -42,14 +42,22 @@ double median_seconds(const std::function<void()>& call, int runs = 15) {
 struct Input {
     std::vector<float> f32;
     std::vector<Q15Block> q15;
+    std::vector<Bf16Pair> bf16;
     Activation view;
 
-    Input(const Kernels& kernels, int64_t rows, int64_t cols) : f32(static_cast<size_t>(rows * cols)), q15(f32.size() / 32) {
+    Input(const Kernels& kernels, int64_t rows, int64_t cols, bool coarse)
+        : f32(static_cast<size_t>(rows * cols)),
+          q15(f32.size() / 32),
+          bf16(f32.size() / 2 + static_cast<size_t>(kBf16Tile * cols)) {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
         for (float& x : f32) x = normal(random);
-        for (int64_t r = 0; r < rows; ++r) kernels.quantize_q15(f32.data() + r * cols, cols, q15.data() + r, rows);
-        view = {f32.data(), q15.data(), rows};
+        for (int64_t r = 0; r < rows; ++r) {
+            const float* row = f32.data() + r * cols;
+            kernels.quantize_q15(row, cols, q15.data() + r, rows, coarse);
+            kernels.round_bf16(row, cols, bf16.data() + r / kBf16Tile * bf16_pairs(cols) * kBf16Tile + r % kBf16Tile, kBf16Tile);
+        }
+        view = {f32.data(), q15.data(), bf16.data(), rows};
     }
 };
 
@@ -60,12 +68,14 @@ void fill(std::byte* p, size_t bytes) {
     for (size_t i = 0; i < bytes; ++i) p[i] = static_cast<std::byte>(0x20 + random() % 16);
 }
 
-void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, int64_t rows) {
-    const Input input(kernels, rows, cols);
+void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, int64_t rows, bool coarse = false) {
+    const Input input(kernels, rows, cols, coarse);
     std::vector<std::vector<float>> out(static_cast<size_t>(team.size()),
                                         std::vector<float>(static_cast<size_t>(kGroupsAtOnce * rows) * kGroup));
     for (int f = 0; f < kFormats; ++f) {
         const Format format = static_cast<Format>(f);
+        const ProductFn product = coarse && format == Format::bf16 ? kernels.bf16_product : kernels.products[f];
+        if (!product) continue;
         PackedWeight w{format, 0, cols, 0, packed_group_bytes(format, cols), nullptr};
         w.groups = std::max<int64_t>(team.size(), static_cast<int64_t>(bytes / w.group_bytes));
         w.rows = w.groups * kGroup;
@@ -77,17 +87,17 @@ void products(const Kernels& kernels, Team& team, int64_t cols, size_t bytes, in
                 team.run([&](int member) {
                     const Share mine = share(w.groups, member, team.size());
                     for (int64_t g = mine.begin; g < mine.end; g += kGroupsAtOnce)
-                        kernels.products[f](w, g, std::min(kGroupsAtOnce, mine.end - g), input.view, 0, rows,
-                                            out[static_cast<size_t>(member)].data());
+                        product(w, g, std::min(kGroupsAtOnce, mine.end - g), input.view, 0, rows,
+                                out[static_cast<size_t>(member)].data());
                 });
             },
             7);
         std::printf(
-            "{\"what\": \"product\", \"format\": \"%s\", \"simd\": \"%s\", \"rows\": %ld, \"cols\": %ld, \"bytes\": %zu, "
+            "{\"what\": \"%s\", \"format\": \"%s\", \"simd\": \"%s\", \"rows\": %ld, \"cols\": %ld, \"bytes\": %zu, "
             "\"threads\": %d, "
             "\"seconds\": %.3e, \"gb_per_s\": %.2f, \"gmac_per_s\": %.2f}\n",
-            std::string(info(format).name).c_str(), kernels.name, static_cast<long>(rows), static_cast<long>(cols), pages.bytes(),
-            team.size(), seconds, static_cast<double>(pages.bytes()) / seconds / 1e9,
+            coarse ? "coarse product" : "product", std::string(info(format).name).c_str(), kernels.name, static_cast<long>(rows),
+            static_cast<long>(cols), pages.bytes(), team.size(), seconds, static_cast<double>(pages.bytes()) / seconds / 1e9,
             static_cast<double>(w.rows * cols * rows) / seconds / 1e9);
         std::fflush(stdout);
     }
@@ -210,5 +220,6 @@ int main(int argc, char** argv) {
     products(kernels, team, 2048, kMemory, 1);
     products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 1);
     products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 256);
+    products(kernels, team, 2048, kCached * static_cast<size_t>(threads), 256, true);
     pack(kMemory / 8);
 }

@@ -233,8 +233,11 @@ class Executor:
         poison: bool = False,
         progress: Callable[[int, int], None] | None = None,
         resident_experts: int = 0,
+        exact_prompt: bool = False,
     ) -> None:
-        """resident_experts: experts stay in their files, as many bytes of them resident; 0: all weights are packed."""
+        """resident_experts: experts stay in their files, as many bytes of them resident; 0: all weights are packed.
+        exact_prompt: steps of more than 16 rows give the bits of single rows, too.
+        """
     @staticmethod
     def measure(program: Program, *, threads: int, experts_in_file: bool = False) -> dict[str, int]:
         """What an executor would take, bytes: packed weights, kept ones, buffers."""
@@ -316,10 +319,12 @@ class testing:
     @staticmethod
     def e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]: ...
     @staticmethod
-    def product(weight: Weight, x: npt.NDArray[np.float32], simd: str) -> npt.NDArray[np.float32]: ...
+    def product(
+        weight: Weight, x: npt.NDArray[np.float32], simd: str, coarse: bool = False, first: int = 0
+    ) -> npt.NDArray[np.float32]: ...
     @staticmethod
     def quantize_q15(
-        x: npt.NDArray[np.float32], simd: str
+        x: npt.NDArray[np.float32], simd: str, coarse: bool = False
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
     @staticmethod
     def rms_norm(

@@ -188,6 +188,7 @@ def make_executor(
     device: int | None = None,
     threads: int,
     resident_limit: int | None = None,
+    exact_prompt: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Executor:
     """Prepares the weights of a checkpoint for decoding.
@@ -199,6 +200,7 @@ def make_executor(
         resident_limit: bytes that the whole process may keep resident: its experts then stay in their file, and the
             most recently used of them in memory. None: all weights are held. On a CUDA device: bytes of its memory
             that weights and buffers may take; experts beyond that stay in the host's memory. None: what is free.
+        exact_prompt: activations are never rounded more for a prompt than for single tokens; the CPU's alone.
         progress: of (bytes packed, bytes in all).
 
     Raises:
@@ -221,7 +223,9 @@ def make_executor(
                 memory=available_memory(),
                 convert=checkpoint.convert_command(),
             )
-        return _core.Executor(native, threads=threads, progress=progress, resident_experts=budget)
+        return _core.Executor(
+            native, threads=threads, progress=progress, resident_experts=budget, exact_prompt=exact_prompt
+        )
     except LlamaExtError:  # the model does not fit, or weights could not be converted
         raise
     except ValueError as error:

@@ -409,10 +409,20 @@ def deviation(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating
 
 
 class CpuSession:
-    """The CPU executor with the reference session's methods."""
+    """The CPU executor with the reference session's methods; exact in steps of any size unless told otherwise."""
 
-    def __init__(self, program: programs.Program, *, threads: int = 1, simd: str = "", poison: bool = True) -> None:
-        self.executor = _core.Executor(program.native, threads=threads, simd=simd, poison=poison)
+    def __init__(
+        self,
+        program: programs.Program,
+        *,
+        threads: int = 1,
+        simd: str = "",
+        poison: bool = True,
+        exact_prompt: bool = True,
+    ) -> None:
+        self.executor = _core.Executor(
+            program.native, threads=threads, simd=simd, poison=poison, exact_prompt=exact_prompt
+        )
         self.cache = _core.Cache(self.executor, poison=poison)
 
     @property

@@ -50,6 +50,16 @@ ROUNDING = 2.0**-24
 # quotient, which move a value of 16319 steps by at most 16319 x 2^-23 = 0.002 of a step.
 Q15_STEP = 0.5 / 16319 * (1 + 4e-3)
 
+# |x - q scale| of a q15 block of one digit, as Q15_STEP; 127 steps of quotient and scale are off by 127 x 2^-23.
+Q8_STEP = 0.5 / 127 * (1 + 4e-5)
+
+# Prompts of more than 16 rows on the CPU against the exact ones, tiny random models. Integer weights: the inputs of
+# gate_up and down in one digit, 128 times EXECUTOR_Q15's rounding in 3 of 7 products of a layer. BF16 weights: half a
+# unit of 8 digits, on average 2^-9 of every element, in front of all 7; those of queries and keys come back multiplied
+# by the scores' size. Measured, over formats, levels and three seeds: 5e-3 to 1.2e-2, and 1.9e-2 to 3.1e-2. (On
+# SmolLM2 the rms is 1.4e-2 and 5e-3 of the logits' spread; TOP1 and PERPLEXITY hold.)
+COARSE = {"integers": 4e-2, "BF16": 6e-2}
+
 # CUDA kernels against float64, as shares of the sum of absolute values that an element is a sum of (cuda_oracles.py).
 # rms_norm: a reciprocal root of 1.4e-7 (rsqrt.approx), half of the error of a sum that runs over at most some tens of
 # additions a thread and ten between threads, two products.

@@ -11,11 +11,11 @@ using cpu::Cache;
 using cpu::Executor;
 
 std::shared_ptr<Executor> make_executor(const Program& program, int threads, const std::string& simd, bool poison,
-                                        const PackingProgress& progress, size_t resident_experts) {
+                                        const PackingProgress& progress, size_t resident_experts, bool exact_prompt) {
     const py::gil_scoped_release release;
-    return std::make_shared<Executor>(program,
-                                      Executor::Options{threads, simd.empty() ? nullptr : simd.c_str(), poison, resident_experts},
-                                      interruptible(progress));
+    return std::make_shared<Executor>(
+        program, Executor::Options{threads, simd.empty() ? nullptr : simd.c_str(), poison, exact_prompt, resident_experts},
+        interruptible(progress));
 }
 
 // None where all weights are packed.
@@ -36,7 +36,8 @@ void bind_executor(py::module_& m) {
     py::class_<Executor, std::shared_ptr<Executor>> executor(m, "Executor");
     executor
         .def(py::init(&make_executor), py::arg("program"), py::kw_only(), py::arg("threads"), py::arg("simd") = "",
-             py::arg("poison") = false, py::arg("progress") = PackingProgress(), py::arg("resident_experts") = 0)
+             py::arg("poison") = false, py::arg("progress") = PackingProgress(), py::arg("resident_experts") = 0,
+             py::arg("exact_prompt") = false)
         .def_static(
             "measure",
             [](const Program& program, int threads, bool experts_in_file) {

@@ -23,15 +23,16 @@ void require(bool holds, const char* what) {
 }
 
 // What prepare() makes of x [rows][cols] for weights that take q15.
-std::vector<cpu::Q15Block> quantized(const cpu::Kernels& kernels, const float* x, int64_t rows, int64_t cols) {
+std::vector<cpu::Q15Block> quantized(const cpu::Kernels& kernels, const float* x, int64_t rows, int64_t cols, bool coarse) {
     std::vector<cpu::Q15Block> blocks(static_cast<size_t>(rows * (cols / 32)));
-    for (int64_t r = 0; r < rows; ++r) kernels.quantize_q15(x + r * cols, cols, blocks.data() + r, rows);
+    for (int64_t r = 0; r < rows; ++r) kernels.quantize_q15(x + r * cols, cols, blocks.data() + r, rows, coarse);
     return blocks;
 }
 
-// y = W x for every row of x, with the weight packed as the executor packs it.
-py::array_t<float> product(const Weight& weight, const Array& x, const std::string& simd) {
+// y = W x for rows first, first + 1 .. of x, with the weight packed as the executor packs it; coarse: as it does for a prompt's.
+py::array_t<float> product(const Weight& weight, const Array& x, const std::string& simd, bool coarse, int64_t first) {
     require(x.ndim() == 2 && x.shape(1) == weight.cols, "x must be [rows, the weight's columns]");
+    require(first >= 0 && first < x.shape(0), "first must be a row of x");
     const cpu::Kernels& kernels = cpu::choose_kernels(simd.c_str());
     const int64_t rows = x.shape(0), groups = (weight.rows + cpu::kGroup - 1) / cpu::kGroup;
     const size_t group_bytes = cpu::packed_group_bytes(weight.format, weight.cols),
@@ -42,29 +43,37 @@ py::array_t<float> product(const Weight& weight, const Array& x, const std::stri
         cpu::pack_group(weight.format, weight.cols, weight.data + static_cast<size_t>(g * cpu::kGroup) * stride, in_group,
                         packed.data() + static_cast<size_t>(g) * group_bytes);
     }
-    const bool quantize = info(weight.format).activation == ActivationFormat::q15;
-    const std::vector<cpu::Q15Block> q15 = quantized(kernels, x.data(), quantize ? rows : 0, weight.cols);
-    const cpu::Activation activation{x.data(), q15.data(), rows};
     const cpu::PackedWeight w{cpu::packed_format(weight.format), weight.rows, weight.cols, groups, group_bytes, packed.data()};
-    std::vector<float> tile(static_cast<size_t>(cpu::kGroupsAtOnce * rows * cpu::kGroup));
-    py::array_t<float> out({rows, weight.rows});
+    const bool integers = info(weight.format).activation == ActivationFormat::q15, to_bf16 = coarse && !integers;
+    const cpu::ProductFn product = to_bf16 ? kernels.bf16_product : kernels.products[static_cast<size_t>(w.format)];
+    require(product && (!to_bf16 || w.format == Format::bf16), "this level has no such product");
+    const std::vector<cpu::Q15Block> q15 = quantized(kernels, x.data(), integers ? rows : 0, weight.cols, coarse);
+    const int64_t tile_rows = cpu::kBf16Tile, pairs = cpu::bf16_pairs(weight.cols), tiles = (rows + tile_rows - 1) / tile_rows;
+    std::vector<cpu::Bf16Pair> bf16(static_cast<size_t>(to_bf16 ? tiles * pairs * tile_rows : 0));
+    for (int64_t r = 0; to_bf16 && r < rows; ++r)
+        kernels.round_bf16(x.data() + r * weight.cols, weight.cols,
+                           bf16.data() + r / tile_rows * pairs * tile_rows + r % tile_rows, tile_rows);
+    const cpu::Activation activation{x.data(), q15.data(), bf16.data(), rows};
+    const int64_t out_rows = rows - first;
+    std::vector<float> tile(static_cast<size_t>(cpu::kGroupsAtOnce * out_rows * cpu::kGroup));
+    py::array_t<float> out({out_rows, weight.rows});
     float* to = out.mutable_data();
     for (int64_t g = 0; g < groups; g += cpu::kGroupsAtOnce) {
         const int64_t some = std::min(cpu::kGroupsAtOnce, groups - g);
-        kernels.products[static_cast<size_t>(w.format)](w, g, some, activation, 0, rows, tile.data());
-        for (int64_t r = 0; r < rows; ++r)
+        product(w, g, some, activation, first, out_rows, tile.data());
+        for (int64_t r = 0; r < out_rows; ++r)
             for (int64_t i = g * cpu::kGroup; i < std::min(weight.rows, (g + some) * cpu::kGroup); ++i)
                 to[r * weight.rows + i] =
-                    tile[static_cast<size_t>(((i / cpu::kGroup - g) * rows + r) * cpu::kGroup + i % cpu::kGroup)];
+                    tile[static_cast<size_t>(((i / cpu::kGroup - g) * out_rows + r) * cpu::kGroup + i % cpu::kGroup)];
     }
     return out;
 }
 
 // (integers [n] as the digits stand for them, scales [n / 32], sums [n / 16])
-py::tuple quantize_q15(const Array& x, const std::string& simd) {
+py::tuple quantize_q15(const Array& x, const std::string& simd, bool coarse) {
     require(x.ndim() == 1 && x.shape(0) % 32 == 0, "x must be [n], n a multiple of 32");
     const int64_t n = x.shape(0);
-    const std::vector<cpu::Q15Block> blocks = quantized(cpu::choose_kernels(simd.c_str()), x.data(), 1, n);
+    const std::vector<cpu::Q15Block> blocks = quantized(cpu::choose_kernels(simd.c_str()), x.data(), 1, n, coarse);
     py::array_t<int32_t> integers(n), sums(n / 16);
     py::array_t<float> scales(n / 32);
     for (int64_t i = 0; i < n; ++i) {
@@ -109,8 +118,9 @@ void bind_kernels(py::module_& m) {
             return out;
         },
         py::arg("values"), "The codes of E4M3, uint8, of float32 values.");
-    testing.def("product", &product, py::arg("weight"), py::arg("x"), py::arg("simd"));
-    testing.def("quantize_q15", &quantize_q15, py::arg("x"), py::arg("simd"));
+    testing.def("product", &product, py::arg("weight"), py::arg("x"), py::arg("simd"), py::arg("coarse") = false,
+                py::arg("first") = 0);
+    testing.def("quantize_q15", &quantize_q15, py::arg("x"), py::arg("simd"), py::arg("coarse") = false);
     testing.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("simd"));
     testing.def("silu_times", &silu_times, py::arg("gate"), py::arg("up"), py::arg("simd"));
 }

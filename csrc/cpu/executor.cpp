@@ -47,6 +47,7 @@ Executor::Executor(Program program, const Options& options, const std::function<
       kernels_(choose_kernels(options.simd)),
       team_(options.threads),
       poison_(options.poison),
+      exact_prompt_(options.exact_prompt),
       residency_(options.resident_experts),
       sampler_(static_cast<uint32_t>(program_.vocab)),
       ids_(static_cast<size_t>(program_.max_rows)),
@@ -112,6 +113,7 @@ void Executor::run_locked(Cache& cache, const int32_t* ids, int rows, int64_t lo
     cache.check_step(ids, rows, logit_rows, ids_.data());
     step_.cache = &cache;
     step_.rows = rows;
+    step_.coarse = rows > kExactRows && !exact_prompt_;
     step_.position = cache.position();
     step_.logit_rows = logit_rows;
     step_.logits = logits;

@@ -20,10 +20,15 @@
 
 namespace llama_ext::cpu {
 
+// Steps of so many rows at the most give the bits of single rows, as verifying drafted tokens asks; a prompt's steps may be
+// coarse.
+inline constexpr int kExactRows = 16;
+
 // Room for one set of rows in every form that some product asks for, and for a row on its way there.
 struct ActivationBuffers {
     float* f32;
     Q15Block* q15;
+    Bf16Pair* bf16;  // null where a step has one row
 };
 
 // What belongs to one member of the team.
@@ -43,6 +48,7 @@ struct Step {
     Cache* cache = nullptr;
     const int32_t* ids = nullptr;
     int rows = 0;
+    bool coarse = false;  // products may take activations of fewer bits
     int64_t position = 0;
     int64_t logit_rows = 0;      // the last ones
     float* logits = nullptr;     // [logit_rows][vocab]
@@ -83,6 +89,7 @@ public:
         int threads = 1;
         const char* simd = nullptr;  // a level's name; null: LLAMA_EXT_SIMD or the best
         bool poison = false;         // fill every buffer with NaN before each step
+        bool exact_prompt = false;   // never take activations of fewer bits, so that rows are the same bits in steps of any size
         // Experts stay in their files (file_map.h), as many bytes of them resident as this at the most; 0: all weights are
         // packed.
         size_t resident_experts = 0;
@@ -127,7 +134,7 @@ private:
     const Kernels& kernels_;
     Team team_;
     std::mutex mutex_;
-    const bool poison_;
+    const bool poison_, exact_prompt_;
     Pages weights_, buffers_, probe_;
     Residency residency_;
     Sampler sampler_;

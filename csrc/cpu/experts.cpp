@@ -35,7 +35,8 @@ Forms forms_of_all(std::initializer_list<const Matrices*> kinds) {
         for (const PackedWeight& w : *kind) {
             const Forms of_one = forms_of({&w});
             forms.f32 |= of_one.f32;
-            forms.q15 |= of_one.q15;
+            forms.bf16 |= of_one.bf16;
+            forms.integers |= of_one.integers;
         }
     }
     return forms;
@@ -53,7 +54,7 @@ struct BoundExpertsGateUp final : BoundInstruction {
         // One row is every expert's input; several are sorted by expert first.
         const bool one = step.rows == 1;
         const Activation x =
-            one ? prepare(step, member, step.n, 1, step.program.hidden, nullptr, 0, forms) : gather(step, member);
+            one ? prepare(step, member, step.n, 1, step.program.hidden, nullptr, 0, forms, Coarse::all) : gather(step, member);
         for (int a = 0; a < m.active_count; ++a) {
             make_resident(step, member, layer, Residency::Part::gate_up, a);
             const size_t e = static_cast<size_t>(m.active[a]);
@@ -83,7 +84,7 @@ struct BoundExpertsGateUp final : BoundInstruction {
         for (int64_t n = mine.begin; n < mine.end; ++n)
             std::memcpy(step.gathered + n * hidden, step.n + m.row[n] * hidden, static_cast<size_t>(hidden) * sizeof(float));
         // prepare shares rows out as above: a member reads what it has copied itself, and floats only after its barrier.
-        return prepare(step, member, step.gathered, entries, hidden, nullptr, 0, forms);
+        return prepare(step, member, step.gathered, entries, hidden, nullptr, 0, forms, Coarse::all);
     }
 };
 
@@ -96,7 +97,8 @@ struct BoundExpertsDown final : BoundInstruction {
     void run(Step& step, int member) const override {
         const Mixture& m = step.mixture;
         const int64_t hidden = down[0].rows, cols = down[0].cols;
-        const Activation input = prepare(step, member, step.h, int64_t{step.rows} * m.passes, cols, nullptr, 0, forms);
+        const Activation input =
+            prepare(step, member, step.h, int64_t{step.rows} * m.passes, cols, nullptr, 0, forms, Coarse::all);
         const Share mine = share(down[0].groups, member, step.team.size());
         for (int a = 0; a < m.active_count; ++a) {
             make_resident(step, member, layer, Residency::Part::down, a);

@@ -13,7 +13,8 @@ struct BoundGateUp final : BoundInstruction {
     float eps;
 
     void run(Step& step, int member) const override {
-        const Activation x = prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&gate, &up}));
+        const Activation x =
+            prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&gate, &up}), Coarse::all);
         const Share mine = share(gate.groups, member, step.team.size());
         for_each_group(step, member, gate, up, mine, x, 0, step.rows, [&](int64_t g, const float* gates, const float* ups) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, gate.rows - first);

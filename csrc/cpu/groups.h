@@ -8,11 +8,16 @@
 
 namespace llama_ext::cpu {
 
+// The product that takes the form in which x is given for weights of w's format.
+inline ProductFn product_of(const Kernels& kernels, const PackedWeight& w, const Activation& x) {
+    return w.format == Format::bf16 && x.bf16 ? kernels.bf16_product : kernels.products[static_cast<size_t>(w.format)];
+}
+
 // Groups group .. group + groups - 1 of w against rows row .. row + rows - 1 of x, to tile [groups][rows][16]. What lies in its
 // file is packed on the way.
 inline void multiply(const Step& step, int member, const PackedWeight& w, int64_t group, int64_t groups, const Activation& x,
                      int64_t row, int64_t rows, float* tile) {
-    const ProductFn product = step.kernels.products[static_cast<size_t>(w.format)];
+    const ProductFn product = product_of(step.kernels, w, x);
     if (w.data) return product(w, group, groups, x, row, rows, tile);
     PackedWeight some = w;
     some.data = step.members[static_cast<size_t>(member)].bytes;

@@ -16,8 +16,8 @@ struct BoundHead final : BoundInstruction {
     void run(Step& step, int member) const override {
         const int64_t rows = step.logit_rows, hidden = step.program.hidden;
         if (rows == 0) return;
-        const Activation x =
-            prepare(step, member, step.x + (step.rows - rows) * hidden, rows, hidden, norm, eps, forms_of({&weight}));
+        const Activation x = prepare(step, member, step.x + (step.rows - rows) * hidden, rows, hidden, norm, eps,
+                                     forms_of({&weight}), Coarse::none);
         const Share mine = share(weight.groups, member, step.team.size());
         for_each_group(step, member, weight, mine, x, 0, rows, [&](int64_t g, const float* tile) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, weight.rows - first);

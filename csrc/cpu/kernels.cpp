@@ -7,6 +7,9 @@
 namespace llama_ext::cpu {
 
 #ifdef LLAMA_EXT_X86
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
 namespace avx512 {
 extern const Kernels kKernels;
 }
@@ -19,7 +22,7 @@ extern const Kernels kKernels;
 }
 
 const Kernels* const* available_kernels() {
-    static const Kernels* available[4] = {};
+    static const Kernels* available[5] = {};
     static const bool filled = [] {
         const Kernels** next = available;
 #ifdef LLAMA_EXT_X86
@@ -28,6 +31,7 @@ const Kernels* const* available_kernels() {
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                             __builtin_cpu_supports("avx512vnni");
+        if (avx512 && __builtin_cpu_supports("avx512bf16")) *next++ = &avx512_bf16::kKernels;
         if (avx512) *next++ = &avx512::kKernels;
         if (avx2) *next++ = &avx2::kKernels;
 #endif

@@ -11,11 +11,14 @@ namespace llama_ext::cpu {
 struct Kernels {
     const char* name;
     const ProductFn* products;  // [kFormats]
+    ProductFn bf16_product;     // of BF16 weights and bf16 activations; null where the machine has no such dot product
 
     // x, weight (or null: all ones), out [n]: out = x / sqrt(mean(x^2) + eps) * weight, in float32 throughout
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
-    // x [n], n a multiple of 32 -> n / 32 blocks, `stride` apart
-    void (*quantize_q15)(const float* x, int64_t n, Q15Block* out, int64_t stride);
+    // x [n], n a multiple of 32 -> n / 32 blocks, `stride` apart; coarse: of one digit unless they stand out
+    void (*quantize_q15)(const float* x, int64_t n, Q15Block* out, int64_t stride, bool coarse);
+    // x [n] -> bf16_pairs(n) pairs, `stride` apart; to nearest, ties to even
+    void (*round_bf16)(const float* x, int64_t n, Bf16Pair* out, int64_t stride);
     // gate, up, out [n]: out = gate / (1 + e^-gate) * up
     void (*silu_times)(const float* gate, const float* up, int64_t n, float* out);
     // x [n], n even: pairs (x[2i], x[2i+1]) rotated by the angle whose cosine and sine are cosine[i], sine[i]; in place
@@ -29,7 +32,7 @@ struct Kernels {
     MergeFn merge;
 };
 
-// Levels of this build that this machine can run, best first: a subset of avx512, avx2, portable.
+// Levels of this build that this machine can run, best first: a subset of avx512_bf16, avx512, avx2, portable.
 // Null-terminated.
 const Kernels* const* available_kernels();
 

@@ -48,9 +48,13 @@ struct Carver {
         used += aligned(static_cast<size_t>(count) * sizeof(T));
     }
 
-    void take(ActivationBuffers& buffers, int64_t rows, int64_t cols) {
+    // `inputs` of products lie in a row's `cols` columns.
+    void take(ActivationBuffers& buffers, int64_t rows, int64_t cols, int64_t inputs) {
         take(buffers.f32, rows * cols);
         take(buffers.q15, rows * (cols / 32 + 1));
+        buffers.bf16 = nullptr;
+        if (rows <= kExactRows) return;
+        take(buffers.bf16, (rows + kBf16Tile) * ((cols + inputs) / 2));
     }
 };
 
@@ -88,9 +92,10 @@ size_t lay_out(const Program& program, const std::vector<Rotation>& rotations, s
     carver.take(step->cosine, angles);
     carver.take(step->sine, angles);
     carver.take(*own_logits, program.vocab);
-    carver.take(step->shared, rows, std::max({widths.product, widths.passes * program.hidden, widths.expert_inputs}));
+    carver.take(step->shared, rows, std::max({widths.product, widths.passes * program.hidden, widths.expert_inputs}),
+                std::max<int64_t>(1, widths.passes));
     for (MemberBuffers& m : step->members) {
-        carver.take(m.activation, 1, std::max(widths.product, widths.expert_inputs));
+        carver.take(m.activation, 1, std::max(widths.product, widths.expert_inputs), std::max<int64_t>(1, widths.passes));
         carver.take(m.row, widths.product);
         carver.take(m.bytes, static_cast<int64_t>(scratch));
         carver.take(m.tile, 2 * kGroupsAtOnce * rows * kGroup);

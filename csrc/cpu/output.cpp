@@ -11,9 +11,11 @@ namespace {
 struct BoundResidualProduct final : BoundInstruction {
     PackedWeight weight;
     float* Step::* source;
+    Coarse coarse;
 
     void run(Step& step, int member) const override {
-        const Activation input = prepare(step, member, step.*source, step.rows, weight.cols, nullptr, 0, forms_of({&weight}));
+        const Activation input =
+            prepare(step, member, step.*source, step.rows, weight.cols, nullptr, 0, forms_of({&weight}), coarse);
         const Share mine = share(weight.groups, member, step.team.size());
         for_each_group(step, member, weight, mine, input, 0, step.rows, [&](int64_t g, const float* tile) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, weight.rows - first);
@@ -25,21 +27,22 @@ struct BoundResidualProduct final : BoundInstruction {
     }
 };
 
-std::unique_ptr<BoundInstruction> residual_product(const Weight& weight, float* Step::* source, Binder& binder) {
+std::unique_ptr<BoundInstruction> residual_product(const Weight& weight, float* Step::* source, Coarse coarse, Binder& binder) {
     auto bound = std::make_unique<BoundResidualProduct>();
     bound->weight = binder.pack(weight);
     bound->source = source;
+    bound->coarse = coarse;
     return bound;
 }
 
 }  // namespace
 
 std::unique_ptr<BoundInstruction> bind(const Output& instruction, Binder& binder) {
-    return residual_product(*instruction.weight, &Step::a, binder);
+    return residual_product(*instruction.weight, &Step::a, Coarse::bf16, binder);
 }
 
 std::unique_ptr<BoundInstruction> bind(const Down& instruction, Binder& binder) {
-    return residual_product(*instruction.weight, &Step::h, binder);
+    return residual_product(*instruction.weight, &Step::h, Coarse::all, binder);
 }
 
 }  // namespace llama_ext::cpu

@@ -17,7 +17,8 @@ struct BoundQkv final : BoundInstruction {
 
     // Groups of q, then of k, then of v: one row of work to share out.
     void run(Step& step, int member) const override {
-        const Activation x = prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&q, &k, &v}));
+        const Activation x =
+            prepare(step, member, step.x, step.rows, step.program.hidden, norm, eps, forms_of({&q, &k, &v}), Coarse::bf16);
         const Share mine = share(q.groups + k.groups + v.groups, member, step.team.size());
         int64_t before = 0;
         const auto part = [&](const PackedWeight& w, float* out, int64_t rotation_offset) {

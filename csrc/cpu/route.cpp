@@ -56,7 +56,7 @@ struct BoundRoute final : BoundInstruction {
     }
 
     void logits(Step& step, int member, const float* n) const {
-        const Activation input = prepare(step, member, n, step.rows, router.cols, nullptr, 0, forms_of({&router}));
+        const Activation input = prepare(step, member, n, step.rows, router.cols, nullptr, 0, forms_of({&router}), Coarse::none);
         const Share mine = share(router.groups, member, step.team.size());
         for_each_group(step, member, router, mine, input, 0, step.rows, [&](int64_t g, const float* tile) {
             const int64_t first = g * kGroup, count = std::min<int64_t>(kGroup, router.rows - first);

@@ -34,9 +34,9 @@ STDOUT = "standard output"
 _OPTIONS = {"max_context": "--context"} | {
     name: "--" + name.replace("_", "-")
     for name in (
-        *("device", "threads", "weights", "resident_limit", "kv_cache", "draft", "draft_tokens", "max_new_tokens"),
-        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"),
-        *("logprobs", "window", "stride"),
+        *("device", "threads", "weights", "resident_limit", "kv_cache", "exact_prompt"),
+        *("draft", "draft_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+        *("repetition_penalty", "seed", "stop", "logprobs", "window", "stride"),
     )
 }
 _NAME = "|".join(_OPTIONS)
@@ -70,6 +70,11 @@ def add_model(parser: argparse.ArgumentParser, *, load: bool = True, more: str =
             "--resident-limit",
             metavar="SIZE",
             help="keep experts in their file and the process within this much memory, such as 8GB (default: hold all)",
+        )
+        group.add_argument(
+            "--exact-prompt",
+            action="store_true",
+            help="round activations of a prompt no more than those of single tokens, for 1.3 to 1.9 times the time",
         )
     group.add_argument(
         "-c", "--context", type=int, metavar="N", help="tokens of context (default: all the model allows)"
@@ -178,6 +183,7 @@ def load_model(options: argparse.Namespace) -> Llama:
         device=options.device,
         weights=options.weights,
         resident_limit=options.resident_limit,
+        exact_prompt=options.exact_prompt,
         kv_cache=options.kv_cache,
         max_context=options.context,
         threads=options.threads,

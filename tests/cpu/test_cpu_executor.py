@@ -74,6 +74,30 @@ def test_programs_in_every_format(format: str, simd: str) -> None:
     assert session.executor.simd == simd
 
 
+@pytest.mark.parametrize("simd", LEVELS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_coarse_prompts(format: str, simd: str) -> None:
+    """Steps of more than 16 rows are within their bound, and the same however many more; 16 and fewer stay exact."""
+    config = config_for(format)
+    if format in FLOAT_FORMATS:
+        program = build(config, random_weights(config, seed=1), format=format, kv_cache="f32")
+    else:
+        program = build_in_blocks(config, format, seed=1, kv_cache="f32")
+    ids = random_ids(config, 40)
+    exact = CpuSession(program, threads=2, simd=simd).logits(ids)
+    session = CpuSession(program, threads=2, simd=simd, exact_prompt=False)
+    coarse = session.logits(ids)
+    session.reset()
+    assert np.array_equal(session.logits(ids, 20), coarse)
+    session.reset()
+    assert np.array_equal(session.logits(ids, 16), exact)
+    if format in BLOCK_FORMATS or (format == "BF16" and simd == "avx512_bf16"):
+        off = deviation(coarse, exact)
+        assert tolerance(format) < off < tolerances.COARSE["integers" if format in BLOCK_FORMATS else format]
+    else:
+        assert np.array_equal(coarse, exact)
+
+
 @pytest.mark.parametrize("name", variants())
 def test_float_programs_against_the_plain_implementation(name: str) -> None:
     """Past the reference: straight to float64."""

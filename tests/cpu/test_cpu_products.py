@@ -38,15 +38,25 @@ def make_weight(format: str, rows: int, cols: int, rng: np.random.Generator, siz
     return _core.Weight("w", format, rows, cols, random_blocks(format, rows, cols, rng, size))
 
 
-def bound(format: str, data: np.ndarray | None, weight: _core.Weight, x: np.ndarray) -> np.ndarray:
-    """How far each output [rows, weight.rows] may lie from the exact product of the dequantized weights with x."""
+def bound(
+    format: str, data: np.ndarray | None, weight: _core.Weight, x: np.ndarray, coarse: bool = False
+) -> np.ndarray:
+    """How far each output [rows, weight.rows] may lie from the exact product of the dequantized weights with x;
+    coarse: with activations of one digit or of BF16.
+    """
     w = np.abs(weight.dequantize().astype(np.float64))
     size = np.abs(x.astype(np.float64))
+    if coarse and format == "BF16":
+        # Half a unit of 8 digits each, and subnormals, of x and of sums, are zeros.
+        return (tolerances.BF16_ROUNDING + (weight.cols + 4) * tolerances.ROUNDING) * (size @ w.T) + (
+            1.2e-38 * (w.sum(1) + weight.cols)
+        )
     if format in FLOAT_FORMATS:
         return (weight.cols + 4) * tolerances.ROUNDING * (size @ w.T) + weight.cols * 1e-44
     # The activation's rounding: half a step of its block of 32. A block below 1e-33 counts as zero.
     largest = size.reshape(len(x), -1, 32).max(-1)
-    step = np.where(largest < 1e-33, largest, largest * tolerances.Q15_STEP).repeat(32, axis=1)
+    half = tolerances.Q8_STEP if coarse else tolerances.Q15_STEP
+    step = np.where(largest < 1e-33, largest, largest * half).repeat(32, axis=1)
     # The float32 arithmetic: a block's integer sum is exact or rounded once, its factors and its addition round;
     # quants and minima are added up apart, so their sizes add. Each partial sum is at most the sum of all sizes.
     assert data is not None
@@ -104,6 +114,55 @@ def test_every_shape_within_its_bound(format: str, simd: str) -> None:
             # A result just past the bound must not pass.
             wrong = found + 1.5 * (allowed + error) * rng.choice([-1, 1], found.shape)
             assert not (np.abs(wrong - exact(weight, x)) <= allowed).any()
+
+
+def coarse_formats(simd: str) -> tuple[str, ...]:
+    return BLOCK_FORMATS + (("BF16",) if simd == "avx512_bf16" else ())
+
+
+@pytest.mark.parametrize(("simd", "format"), [(simd, format) for simd in LEVELS for format in coarse_formats(simd)])
+def test_coarse_products(format: str, simd: str) -> None:
+    """Within their bound at every shape, past that of the exact ones, and a row's bits whatever its company."""
+    rng = np.random.default_rng(29)
+    past = 0
+    for outputs in OUTPUTS:
+        for cols in columns(format):
+            data = random_blocks(format, outputs, cols, rng) if format in BLOCK_FORMATS else None
+            weight = (
+                make_weight(format, outputs, cols, rng)
+                if data is None
+                else _core.Weight("w", format, outputs, cols, data)
+            )
+            x = activations(ROWS, cols, rng)
+            found = _core.testing.product(weight, x, simd, coarse=True)
+            allowed = bound(format, data, weight, x, coarse=True)
+            error = np.abs(found - exact(weight, x))
+            assert (error <= allowed).all(), (outputs, cols, float((error / allowed).max()))
+            past += int((error > bound(format, data, weight, x)).sum())
+            for first in (1, 7, 8, 9, 16, 32):
+                assert np.array_equal(_core.testing.product(weight, x, simd, coarse=True, first=first), found[first:])
+            assert np.array_equal(_core.testing.product(weight, x[:17], simd, coarse=True), found[:17])
+    assert past > 100
+
+
+@pytest.mark.parametrize("simd", LEVELS)
+@pytest.mark.parametrize("format", ["Q4_0", "BF16"])
+def test_what_is_not_finite_shows_in_coarse_products(format: str, simd: str) -> None:
+    rng = np.random.default_rng(30)
+    if format not in coarse_formats(simd):
+        with pytest.raises(ValueError, match="no such product"):
+            _core.testing.product(make_weight("BF16", 16, 32, rng), np.zeros((1, 32), np.float32), simd, coarse=True)
+        return
+    weight = make_weight(format, 33, 64, rng)
+    x = rng.normal(size=(9, 64)).astype(np.float32)
+    clean = _core.testing.product(weight, x, simd, coarse=True)
+    for bits in NON_FINITE.values():
+        spoilt = x.copy()
+        spoilt.view(np.uint32)[3, 17] = bits
+        found = _core.testing.product(weight, spoilt, simd, coarse=True)
+        assert not np.isfinite(found[3]).any()
+        others = np.arange(9) != 3
+        assert np.array_equal(found[others], clean[others])
 
 
 @pytest.mark.parametrize("simd", LEVELS)
@@ -217,11 +276,36 @@ def test_q15(simd: str) -> None:
     assert not (off[~tiny] <= (largest * tolerances.Q15_STEP)[~tiny, None]).all(1).any()
 
 
-def test_all_levels_quantize_alike() -> None:
+@pytest.mark.parametrize("simd", LEVELS)
+def test_q15_of_one_digit(simd: str) -> None:
+    """Blocks that stand out in their row, by more than twice the mean, keep two digits; the others have one."""
+    rng = np.random.default_rng(31)
+    x = rng.normal(size=(20, 32)).astype(np.float32)
+    x[[3, 11]] *= 5
+    x[7] = 0
+    x[8] *= 1e-40
+    exact = _core.testing.quantize_q15(x.reshape(-1), simd)
+    integers, scales, sums = _core.testing.quantize_q15(x.reshape(-1), simd, coarse=True)
+    integers = integers.reshape(-1, 32)
+    largest = np.abs(x).max(1).astype(np.float64)
+    out = largest > 2 * largest.mean()
+    assert list(np.flatnonzero(out)) == [3, 11]
+    assert np.array_equal(integers[out], exact[0].reshape(-1, 32)[out]) and np.array_equal(scales[out], exact[1][out])
+    assert (integers[~out] % 128 == 0).all() and np.abs(integers[~out]).max() == 127 * 128
+    assert np.array_equal(sums, integers.reshape(-1, 16).sum(1))
+    error = np.abs(integers * scales[:, None].astype(np.float64) - x)
+    assert (error <= np.where(largest < 1e-33, largest, largest * tolerances.Q8_STEP)[:, None]).all()
+    assert (integers[[7, 8]] == 0).all() and (scales[[7, 8]] == 0).all()
+    x[5, 5] = np.nan
+    assert np.isnan(_core.testing.quantize_q15(x.reshape(-1), simd, coarse=True)[1][5])
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_all_levels_quantize_alike(coarse: bool) -> None:
     x = activations(12, 96, np.random.default_rng(27)).reshape(-1)
-    first = _core.testing.quantize_q15(x, LEVELS[0])
+    first = _core.testing.quantize_q15(x, LEVELS[0], coarse)
     for simd in LEVELS[1:]:
-        for ours, theirs in zip(_core.testing.quantize_q15(x, simd), first, strict=True):
+        for ours, theirs in zip(_core.testing.quantize_q15(x, simd, coarse), first, strict=True):
             assert np.array_equal(ours, theirs)
 
 

@@ -38,9 +38,11 @@ def mapped_program(path: Path, config: LlamaConfig, format: str, seed: int = 0) 
     return in_memory, models.build(config, weights)  # type: ignore[arg-type]
 
 
-def session(program: Program, budget: int, threads: int = 2) -> models.CpuSession:
+def session(program: Program, budget: int, threads: int = 2, exact_prompt: bool = True) -> models.CpuSession:
     made = models.CpuSession.__new__(models.CpuSession)
-    made.executor = _core.Executor(program.native, threads=threads, poison=True, resident_experts=budget)
+    made.executor = _core.Executor(
+        program.native, threads=threads, poison=True, resident_experts=budget, exact_prompt=exact_prompt
+    )
     made.cache = _core.Cache(made.executor, poison=True)
     return made
 
@@ -73,6 +75,8 @@ def test_mapped_experts_give_the_bits_of_packed_ones(tmp_path: Path, name: str, 
         for rows in (1, 2, 20):
             found = session(mapped, budget, threads).logits(ids, rows)
             assert np.array_equal(found, expected), (budget, rows)
+        found = session(mapped, budget, threads, exact_prompt=False).logits(ids)
+        assert np.array_equal(found, models.CpuSession(in_memory, exact_prompt=False).logits(ids)), budget
 
 
 @pytest.mark.parametrize("format", models.BLOCK_FORMATS)

@@ -16,6 +16,12 @@ def smollm2() -> llama_ext.Llama:
 
 
 @pytest.fixture(scope="session")
+def smollm2_exact() -> llama_ext.Llama:
+    """Rows are the same bits in steps of any size."""
+    return llama_ext.load("smollm2", threads=2, exact_prompt=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tolerances
 from tiny_model import VOCAB, write_tiny
 
 import llama_ext
@@ -21,16 +22,16 @@ def random_ids(count: int, vocab: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 300])
-def test_logits_are_those_of_prefill_and_steps(smollm2: llama_ext.Llama, count: int) -> None:
-    ids = random_ids(count, smollm2.config.vocab_size, seed=count)
-    session = smollm2.session()
+def test_logits_are_those_of_prefill_and_steps(smollm2_exact: llama_ext.Llama, count: int) -> None:
+    ids = random_ids(count, smollm2_exact.config.vocab_size, seed=count)
+    session = smollm2_exact.session()
     logits = session.logits(ids)
-    assert logits.shape == (count, smollm2.config.vocab_size) and logits.dtype == np.float32
+    assert logits.shape == (count, smollm2_exact.config.vocab_size) and logits.dtype == np.float32
     assert session.position == count and session.ids == ids
 
     session.reset()
     last = session.prefill(ids)
-    assert last.shape == (smollm2.config.vocab_size,) and last.dtype == np.float32
+    assert last.shape == (smollm2_exact.config.vocab_size,) and last.dtype == np.float32
     np.testing.assert_array_equal(last, logits[-1])
 
     session.reset()
@@ -51,9 +52,31 @@ def test_tiny_models_too(tiny: llama_ext.Llama) -> None:
     np.testing.assert_array_equal(np.concatenate(blocks), logits)
 
 
-def test_rollback_gives_the_same_bits(smollm2: llama_ext.Llama) -> None:
-    ids = random_ids(60, smollm2.config.vocab_size)
-    session = smollm2.session()
+def test_a_prompt_is_coarse_unless_it_shall_be_exact(smollm2: llama_ext.Llama, smollm2_exact: llama_ext.Llama) -> None:
+    ids = random_ids(300, smollm2.config.vocab_size)
+    ours, exact = smollm2.session().logits(ids), smollm2_exact.session().logits(ids)
+    np.testing.assert_array_equal(smollm2.session().prefill(ids), ours[-1])
+    np.testing.assert_array_equal(smollm2.session().logits(ids[:16]), exact[:16])
+    # The usual row: of random tokens one in some hundreds stands on an edge, and takes another way for any rounding.
+    off = np.median(np.sqrt(((ours - exact) ** 2).mean(1)) / exact.std(1))
+    assert 1e-3 < off < tolerances.COARSE["integers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exact_prompt": "yes"}, "exact_prompt='yes' must be True or False"),
+        ({"exact_prompt": True, "device": "cuda"}, "exact_prompt is not served by a CUDA device"),
+    ],
+)
+def test_exact_prompt_refused(tiny_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(llama_ext.OptionError, match=message):
+        llama_ext.load(tiny_path, **options)
+
+
+def test_rollback_gives_the_same_bits(smollm2_exact: llama_ext.Llama) -> None:
+    ids = random_ids(60, smollm2_exact.config.vocab_size)
+    session = smollm2_exact.session()
     logits = session.logits(ids)
     for n in (0, 1, 17, 60):
         session.rollback(n)

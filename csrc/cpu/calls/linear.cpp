@@ -27,11 +27,11 @@ Activation prepare(const Kernels& kernels, const LinearCall& call, Input* input,
             for (int64_t at_row = begin; at_row < end; ++at_row) {
                 const int64_t first = at_row * call.cols;
                 if (!as_it_is) widen(call.type, at(call.x, call.type, first), call.cols, input->f32.data() + first);
-                if (q15) kernels.quantize_q15(f32 + first, call.cols, input->q15.data() + at_row, call.rows);
+                if (q15) kernels.quantize_q15(f32 + first, call.cols, input->q15.data() + at_row, call.rows, false);
             }
         });
     }
-    return {f32, input->q15.data(), call.rows};
+    return {f32, input->q15.data(), nullptr, call.rows};
 }
 
 }  // namespace

@@ -6,9 +6,10 @@
 
 namespace llama_ext::cpu::LLAMA_EXT_LEVEL {
 
-extern const ProductFn kProducts[kFormats];
+extern const ProductFn kProducts[kFormats], kBf16Product;
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out);
-void quantize_q15(const float* x, int64_t n, Q15Block* out, int64_t stride);
+void quantize_q15(const float* x, int64_t n, Q15Block* out, int64_t stride, bool coarse);
+void round_bf16(const float* x, int64_t n, Bf16Pair* out, int64_t stride);
 void silu_times(const float* gate, const float* up, int64_t n, float* out);
 void rotate(float* x, const float* cosine, const float* sine, int64_t n);
 uint64_t sum_lines(const std::byte* p, int64_t lines);

@@ -5,6 +5,7 @@
 //
 // Integer formats multiply bytes exactly in 32-bit integers within a (sub-)block and leave them once a block:
 //   y += (d_w d_x) sum(w x)  [+ m_w (d_x sum(x))]
+// Blocks of x of two digits take two byte products, those of one digit one, once so many tokens go along that it pays to ask.
 // Few tokens keep their sums in registers and are bound by memory. Of many, kChunk at a time, each meets a block of both groups
 // as soon as it is unpacked, two dot products a load of x, and sums wait in the L1 cache: the blocks of x stream through. Floats
 // go by tiles of 8 tokens or fewer, whose sums stay in registers.
@@ -198,30 +199,43 @@ LLAMA_EXT_INLINE int32_t word_at(const int8_t* p) {
     return word;
 }
 
+// What each lane's sum begins with: w's bytes are too large by `offset`, a power of two, each.
+template <class B>
+LLAMA_EXT_INLINE I32x16 first_sum(int32_t minus_sum) {
+    constexpr int32_t offset = B::kSigned ? -kSignedBias : B::kOffset;
+    if constexpr (offset != 0)
+        return times_power_of_two<offset>(broadcast(minus_sum));
+    else
+        return broadcast(0);
+}
+
+template <class B>
+LLAMA_EXT_INLINE I32x16 dot4(I32x16 sum, I32x16 w, int32_t x) {
+    if constexpr (B::kSigned)
+        return dot4_signed(sum, w, x);
+    else
+        return dot4_unsigned(sum, w, x);
+}
+
 // sum(w x) over 16 or 32 columns of `groups` groups, w unsigned or signed bytes in `words` vectors each, beginning with vector
 // `first`. `minus_sum`: of those x.
 //
 // Nothing wraps: |digits| are at most 127 and 64, unsigned bytes at most 255 (Q8_0 with 128 added, on AVX-512), and what they are
 // too large by is at most 128 times the sum of 32 values.
 static_assert(32LL * 255 * (127 * 128 + 64) + 128LL * 32 * static_cast<int>(kLargestQ15) < INT32_MAX);
-template <class B, int groups, int first, int words>
+// many: one digit is met often and by itself.
+template <class B, bool many, int groups, int first, int words>
 LLAMA_EXT_INLINE void dot(const I32x16 (&w)[groups][8], const Q15Block& x, int32_t minus_sum, I32x16 (&sum)[groups]) {
-    constexpr int32_t offset = B::kSigned ? -kSignedBias : B::kOffset;
     I32x16 high[groups], low[groups];
-    for (int g = 0; g < groups; ++g) {
-        high[g] = low[g] = broadcast(0);
-        if constexpr (offset != 0) low[g] = times_power_of_two<offset>(broadcast(minus_sum));
-    }
+    for (int g = 0; g < groups; ++g) high[g] = broadcast(0), low[g] = first_sum<B>(minus_sum);
     for (int l = first; l < first + words; ++l) {
-        const int32_t of_high = word_at(x.high + 4 * l), of_low = word_at(x.low + 4 * l);
-        for (int g = 0; g < groups; ++g) {
-            if constexpr (B::kSigned) {
-                high[g] = dot4_signed(high[g], w[g][l], of_high);
-                low[g] = dot4_signed(low[g], w[g][l], of_low);
-            } else {
-                high[g] = dot4_unsigned(high[g], w[g][l], of_high);
-                low[g] = dot4_unsigned(low[g], w[g][l], of_low);
-            }
+        const int32_t of_high = word_at(x.high + 4 * l);
+        for (int g = 0; g < groups; ++g) high[g] = dot4<B>(high[g], w[g][l], of_high);
+    }
+    if (!many || x.two_digits) {
+        for (int l = first; l < first + words; ++l) {
+            const int32_t of_low = word_at(x.low + 4 * l);
+            for (int g = 0; g < groups; ++g) low[g] = dot4<B>(low[g], w[g][l], of_low);
         }
     }
     for (int g = 0; g < groups; ++g) sum[g] = shift_left<kDigitShift>(high[g]) + low[g];
@@ -247,18 +261,19 @@ struct Unpacked {
     }
 
     // One token's 32 columns, added to its sums.
+    template <bool many>
     LLAMA_EXT_INLINE void add(const Unpacked& u, const Q15Block& x, F32x16 (&acc)[groups]) {
         F32x16 sum[groups];
         if constexpr (B::kHalfScales) {
             // In floats: an integer sum of 16 columns times its scale can pass 32 bits.
             I32x16 first[groups], second[groups];
-            dot<B, groups, 0, 4>(u.w, x, x.minus_of[0], first);
-            dot<B, groups, 4, 4>(u.w, x, x.minus_of[1], second);
+            dot<B, many, groups, 0, 4>(u.w, x, x.minus_of[0], first);
+            dot<B, many, groups, 4, 4>(u.w, x, x.minus_of[1], second);
             for (int g = 0; g < groups; ++g)
                 sum[g] = fma(to_f32(second[g]), u.half_scale[g][1], to_f32(first[g]) * u.half_scale[g][0]);
         } else {
             I32x16 whole[groups];
-            dot<B, groups, 0, 8>(u.w, x, x.minus_sum, whole);
+            dot<B, many, groups, 0, 8>(u.w, x, x.minus_sum, whole);
             for (int g = 0; g < groups; ++g) sum[g] = to_f32(whole[g]);
         }
         for (int g = 0; g < groups; ++g) {
@@ -274,7 +289,7 @@ LLAMA_EXT_INLINE void few_tokens(const B (&block)[1], const Q15Block* x, int64_t
     if constexpr (j < B::kSubBlocks) {
         Unpacked<B, 1> u;
         Unpacked<B, 1>::template load<j>(u, block);
-        for (int t = 0; t < count; ++t) Unpacked<B, 1>::add(u, x[j * stride + t], acc[t]);
+        for (int t = 0; t < count; ++t) Unpacked<B, 1>::template add<false>(u, x[j * stride + t], acc[t]);
         few_tokens<B, count, j + 1>(block, x, stride, acc);
     }
 }
@@ -289,7 +304,7 @@ LLAMA_EXT_INLINE void tokens(const B (&block)[groups], const Q15Block* x, int64_
         for (int64_t t = 0; t < rows; ++t) {
             F32x16 acc[groups];
             for (int g = 0; g < groups; ++g) acc[g] = load(out + (g * out_rows + t) * kGroup);
-            Unpacked<B, groups>::add(u, x[j * stride + t], acc);
+            Unpacked<B, groups>::template add<true>(u, x[j * stride + t], acc);
             for (int g = 0; g < groups; ++g) store(out + (g * out_rows + t) * kGroup, acc[g]);
         }
         tokens<B, groups, j + 1>(block, x, stride, rows, out, out_rows);
@@ -311,18 +326,18 @@ void few_rows(const std::byte* p, int64_t cols, const Activation& x, int64_t row
     for (int t = 0; t < count; ++t) store(out + t * kGroup, acc[t][0]);
 }
 
-// Packed groups that begin group_bytes apart against any number of rows.
+// Packed groups that begin group_bytes apart against any number of rows; x [cols / 32][x_rows], from the first of those rows on.
 template <class B, int groups>
-void many_rows(const std::byte* packed, size_t group_bytes, int64_t cols, const Activation& x, int64_t row, int64_t rows,
+void many_rows(const std::byte* packed, size_t group_bytes, int64_t cols, const Q15Block* x, int64_t x_rows, int64_t rows,
                float* out) {
     for (int64_t from = 0; from < rows; from += kChunk) {
         const int64_t count = rows - from < kChunk ? rows - from : kChunk;
         float* sums = out + from * kGroup;
         for (int g = 0; g < groups; ++g) memset(sums + g * rows * kGroup, 0, static_cast<size_t>(count * kGroup) * sizeof(float));
         const std::byte* p = packed;
-        const Q15Block* at = x.q15 + row + from;
+        const Q15Block* at = x + from;
         B block[groups];
-        for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes, at += B::kSubBlocks * x.rows) {
+        for (int64_t k = 0; k < cols; k += 32 * B::kSubBlocks, p += B::kBytes, at += B::kSubBlocks * x_rows) {
             for (int g = 0; g < groups; ++g) {
                 const std::byte* of_group = p + static_cast<size_t>(g) * group_bytes;
                 // Of the groups after these, which a product of some rows leaves time for.
@@ -330,7 +345,7 @@ void many_rows(const std::byte* packed, size_t group_bytes, int64_t cols, const 
                     __builtin_prefetch(of_group + static_cast<size_t>(groups) * group_bytes + line, 0, 2);
                 block[g].load(of_group);
             }
-            tokens<B, groups, 0>(block, at, x.rows, count, sums, rows);
+            tokens<B, groups, 0>(block, at, x_rows, count, sums, rows);
         }
     }
 }
@@ -338,8 +353,8 @@ void many_rows(const std::byte* packed, size_t group_bytes, int64_t cols, const 
 template <class B>
 void product(const PackedWeight& w, int64_t group, int64_t groups, const Activation& x, int64_t row, int64_t rows, float* out) {
     if (rows > kFewRows && groups == kGroupsAtOnce)
-        return many_rows<B, kGroupsAtOnce>(w.data + static_cast<size_t>(group) * w.group_bytes, w.group_bytes, w.cols, x, row,
-                                           rows, out);
+        return many_rows<B, kGroupsAtOnce>(w.data + static_cast<size_t>(group) * w.group_bytes, w.group_bytes, w.cols,
+                                           x.q15 + row, x.rows, rows, out);
     for (int64_t g = group; g < group + groups; ++g, out += rows * kGroup) {
         const std::byte* p = w.data + static_cast<size_t>(g) * w.group_bytes;
         if (rows == 1)
@@ -351,7 +366,7 @@ void product(const PackedWeight& w, int64_t group, int64_t groups, const Activat
         else if (rows == 4)
             few_rows<B, 4>(p, w.cols, x, row, out);
         else
-            many_rows<B, 1>(p, w.group_bytes, w.cols, x, row, rows, out);
+            many_rows<B, 1>(p, w.group_bytes, w.cols, x.q15 + row, x.rows, rows, out);
     }
 }
 
@@ -415,6 +430,57 @@ void float_product(const PackedWeight& w, int64_t group, int64_t groups, const A
     }
 }
 
+#ifdef LLAMA_EXT_HAS_BF16_DOT
+// A tile of rows of x and `count` groups that begin group_bytes apart. sums [count][kBf16Tile].
+template <int count>
+LLAMA_EXT_INLINE void bf16_tile(const std::byte* p, size_t group_bytes, int64_t cols, const Bf16Pair* x,
+                                F32x16 (&sums)[count][kBf16Tile]) {
+    for (int g = 0; g < count; ++g)
+        for (int t = 0; t < kBf16Tile; ++t) sums[g][t] = zero();
+    const auto add = [&](const I32x16(&w)[count]) __attribute__((always_inline)) {
+        for (int t = 0; t < kBf16Tile; ++t) {
+            int32_t pair;
+            memcpy(&pair, x + t, sizeof pair);
+            for (int g = 0; g < count; ++g) sums[g][t] = dot2_bf16(sums[g][t], w[g], pair);
+        }
+        x += kBf16Tile;
+    };
+    I32x16 w[count];
+    for (int64_t k = 0; k + 2 <= cols; k += 2, p += 64) {
+        for (int g = 0; g < count; ++g) w[g] = pair_columns(load_words(p + static_cast<size_t>(g) * group_bytes));
+        add(w);
+    }
+    if (cols % 2 == 0) return;
+    for (int g = 0; g < count; ++g) w[g] = pair_columns(load_half(p + static_cast<size_t>(g) * group_bytes));
+    add(w);
+}
+
+// out [count][rows][16]. Tiles begin at multiples of kBf16Tile in x, wherever `row` is.
+template <int count>
+void bf16_rows(const std::byte* p, size_t group_bytes, int64_t cols, const Activation& x, int64_t row, int64_t rows, float* out) {
+    for (int64_t tile = row / kBf16Tile; tile * kBf16Tile < row + rows; ++tile) {
+        F32x16 sums[count][kBf16Tile];
+        bf16_tile<count>(p, group_bytes, cols, x.bf16 + tile * bf16_pairs(cols) * kBf16Tile, sums);
+        for (int t = 0; t < kBf16Tile; ++t) {
+            const int64_t at = tile * kBf16Tile + t - row;
+            if (at < 0 || at >= rows) continue;
+            for (int g = 0; g < count; ++g) store(out + (g * rows + at) * kGroup, sums[g][t]);
+        }
+    }
+}
+
+void bf16_product(const PackedWeight& w, int64_t group, int64_t groups, const Activation& x, int64_t row, int64_t rows,
+                  float* out) {
+    const std::byte* p = w.data + static_cast<size_t>(group) * w.group_bytes;
+    if (groups == kGroupsAtOnce)
+        bf16_rows<kGroupsAtOnce>(p, w.group_bytes, w.cols, x, row, rows, out);
+    else
+        bf16_rows<1>(p, w.group_bytes, w.cols, x, row, rows, out);
+}
+#else
+constexpr ProductFn bf16_product = nullptr;
+#endif
+
 }  // namespace
 
 const ProductFn kProducts[kFormats] = {
@@ -431,5 +497,7 @@ const ProductFn kProducts[kFormats] = {
     product<Q6K>,
     nullptr,  // MXFP8, which is packed as BF16
 };
+
+const ProductFn kBf16Product = bf16_product;
 
 }  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL

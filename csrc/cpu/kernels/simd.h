@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(LLAMA_EXT_LEVEL_AVX512)
+#if defined(LLAMA_EXT_LEVEL_AVX512_BF16)
+#define LLAMA_EXT_LEVEL avx512_bf16
+#elif defined(LLAMA_EXT_LEVEL_AVX512)
 #define LLAMA_EXT_LEVEL avx512
 #elif defined(LLAMA_EXT_LEVEL_AVX2)
 #define LLAMA_EXT_LEVEL avx2
@@ -22,7 +24,7 @@
 
 #define LLAMA_EXT_INLINE static inline __attribute__((always_inline))
 
-#if defined(LLAMA_EXT_LEVEL_AVX512)
+#if defined(LLAMA_EXT_LEVEL_AVX512) || defined(LLAMA_EXT_LEVEL_AVX512_BF16)
 #include "cpu/kernels/simd_avx512.h"
 #elif defined(LLAMA_EXT_LEVEL_AVX2)
 #include "cpu/kernels/simd_avx2.h"

@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL) with VNNI.
+// AVX-512 (F, BW, DQ, VL) with VNNI; compiled a second time with BF16.
 #pragma once
 
 #include <immintrin.h>
@@ -88,5 +88,23 @@ LLAMA_EXT_INLINE I32x16 dot4_unsigned(I32x16 acc, I32x16 w, int32_t x) {
 inline constexpr int32_t kSignedBias = -128;
 LLAMA_EXT_INLINE I32x16 prepare_signed(I32x16 w) { return {_mm512_xor_si512(w.v, _mm512_set1_epi8(static_cast<char>(0x80)))}; }
 LLAMA_EXT_INLINE I32x16 dot4_signed(I32x16 acc, I32x16 w, int32_t x) { return dot4_unsigned(acc, w, x); }
+
+#ifdef __AVX512BF16__
+#define LLAMA_EXT_HAS_BF16_DOT
+// Two columns of 16 bfloat16 each, [2][16], as dot2_bf16 takes them: [16][2].
+LLAMA_EXT_INLINE I32x16 pair_columns(I32x16 columns) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
+                                           4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return {_mm512_permutexvar_epi16(order, columns.v)};
+}
+// One column of 16, beside zeros.
+LLAMA_EXT_INLINE I32x16 load_half(const void* p) {
+    return {_mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
+// acc + the dot product, lane by lane, of 2 bfloat16 of w and those of x (the same for every lane); subnormals count as zeros
+LLAMA_EXT_INLINE F32x16 dot2_bf16(F32x16 acc, I32x16 w, int32_t x) {
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(x))};
+}
+#endif
 
 }  // namespace llama_ext::cpu::LLAMA_EXT_LEVEL
