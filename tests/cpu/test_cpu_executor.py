@@ -50,6 +50,13 @@ def config_for(format: str) -> LlamaConfig:
     return tiny_config(hidden_size=96, intermediate_size=160, head_dim=8, num_attention_heads=12, num_key_value_heads=3)
 
 
+def program_in(format: str) -> Program:
+    config = config_for(format)
+    if format in FLOAT_FORMATS:
+        return build(config, random_weights(config, seed=1), format=format, kv_cache="f32")
+    return build_in_blocks(config, format, seed=1, kv_cache="f32")
+
+
 def tolerance(format: str) -> float:
     return tolerances.EXECUTOR_FLOAT if format in FLOAT_FORMATS else tolerances.EXECUTOR_Q15
 
@@ -57,12 +64,8 @@ def tolerance(format: str) -> float:
 @pytest.mark.parametrize("simd", LEVELS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_programs_in_every_format(format: str, simd: str) -> None:
-    config = config_for(format)
-    if format in FLOAT_FORMATS:
-        program = build(config, random_weights(config, seed=1), format=format, kv_cache="f32")
-    else:
-        program = build_in_blocks(config, format, seed=1, kv_cache="f32")
-    ids = random_ids(config, 40)
+    program = program_in(format)
+    ids = random_ids(program.config, 40)
     expected = ReferenceSession(program).logits(ids)
     session = CpuSession(program, threads=2, simd=simd)
     together = session.logits(ids)
@@ -78,12 +81,8 @@ def test_programs_in_every_format(format: str, simd: str) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_coarse_prompts(format: str, simd: str) -> None:
     """Steps of more than 16 rows are within their bound, and the same however many more; 16 and fewer stay exact."""
-    config = config_for(format)
-    if format in FLOAT_FORMATS:
-        program = build(config, random_weights(config, seed=1), format=format, kv_cache="f32")
-    else:
-        program = build_in_blocks(config, format, seed=1, kv_cache="f32")
-    ids = random_ids(config, 40)
+    program = program_in(format)
+    ids = random_ids(program.config, 40)
     exact = CpuSession(program, threads=2, simd=simd).logits(ids)
     session = CpuSession(program, threads=2, simd=simd, exact_prompt=False)
     coarse = session.logits(ids)

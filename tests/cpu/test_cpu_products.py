@@ -3,6 +3,9 @@ activation's form, and the promise that a row's bits do not depend on its compan
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import tolerances
@@ -36,6 +39,16 @@ def make_weight(format: str, rows: int, cols: int, rng: np.random.Generator, siz
     if format in FLOAT_FORMATS:
         return native_weight("w", rng.normal(0, size, (rows, cols)).astype(np.float32), format)
     return _core.Weight("w", format, rows, cols, random_blocks(format, rows, cols, rng, size))
+
+
+def every_shape(format: str, rng: np.random.Generator) -> Iterator[tuple[_core.Weight, np.ndarray | None]]:
+    """A weight of every shape, and the blocks that it is made of."""
+    for outputs, cols in itertools.product(OUTPUTS, columns(format)):
+        if format in FLOAT_FORMATS:
+            yield make_weight(format, outputs, cols, rng), None
+        else:
+            data = random_blocks(format, outputs, cols, rng)
+            yield _core.Weight("w", format, outputs, cols, data), data
 
 
 def bound(
@@ -97,23 +110,16 @@ def activations(rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_shape_within_its_bound(format: str, simd: str) -> None:
     rng = np.random.default_rng(21)
-    for outputs in OUTPUTS:
-        for cols in columns(format):
-            data = random_blocks(format, outputs, cols, rng) if format in BLOCK_FORMATS else None
-            weight = (
-                make_weight(format, outputs, cols, rng)
-                if data is None
-                else _core.Weight("w", format, outputs, cols, data)
-            )
-            x = activations(ROWS, cols, rng)
-            found = _core.testing.product(weight, x, simd)
-            allowed = bound(format, data, weight, x)
-            error = np.abs(found - exact(weight, x))
-            assert found.shape == (ROWS, outputs)
-            assert (error <= allowed).all(), (outputs, cols, float((error / allowed).max()))
-            # A result just past the bound must not pass.
-            wrong = found + 1.5 * (allowed + error) * rng.choice([-1, 1], found.shape)
-            assert not (np.abs(wrong - exact(weight, x)) <= allowed).any()
+    for weight, data in every_shape(format, rng):
+        x = activations(ROWS, weight.cols, rng)
+        found = _core.testing.product(weight, x, simd)
+        allowed = bound(format, data, weight, x)
+        error = np.abs(found - exact(weight, x))
+        assert found.shape == (ROWS, weight.rows)
+        assert (error <= allowed).all(), (weight.rows, weight.cols, float((error / allowed).max()))
+        # A result just past the bound must not pass.
+        wrong = found + 1.5 * (allowed + error) * rng.choice([-1, 1], found.shape)
+        assert not (np.abs(wrong - exact(weight, x)) <= allowed).any()
 
 
 def coarse_formats(simd: str) -> tuple[str, ...]:
@@ -125,23 +131,16 @@ def test_coarse_products(format: str, simd: str) -> None:
     """Within their bound at every shape, past that of the exact ones, and a row's bits whatever its company."""
     rng = np.random.default_rng(29)
     past = 0
-    for outputs in OUTPUTS:
-        for cols in columns(format):
-            data = random_blocks(format, outputs, cols, rng) if format in BLOCK_FORMATS else None
-            weight = (
-                make_weight(format, outputs, cols, rng)
-                if data is None
-                else _core.Weight("w", format, outputs, cols, data)
-            )
-            x = activations(ROWS, cols, rng)
-            found = _core.testing.product(weight, x, simd, coarse=True)
-            allowed = bound(format, data, weight, x, coarse=True)
-            error = np.abs(found - exact(weight, x))
-            assert (error <= allowed).all(), (outputs, cols, float((error / allowed).max()))
-            past += int((error > bound(format, data, weight, x)).sum())
-            for first in (1, 7, 8, 9, 16, 32):
-                assert np.array_equal(_core.testing.product(weight, x, simd, coarse=True, first=first), found[first:])
-            assert np.array_equal(_core.testing.product(weight, x[:17], simd, coarse=True), found[:17])
+    for weight, data in every_shape(format, rng):
+        x = activations(ROWS, weight.cols, rng)
+        found = _core.testing.product(weight, x, simd, coarse=True)
+        allowed = bound(format, data, weight, x, coarse=True)
+        error = np.abs(found - exact(weight, x))
+        assert (error <= allowed).all(), (weight.rows, weight.cols, float((error / allowed).max()))
+        past += int((error > bound(format, data, weight, x)).sum())
+        for first in (1, 7, 8, 9, 16, 32):
+            assert np.array_equal(_core.testing.product(weight, x, simd, coarse=True, first=first), found[first:])
+        assert np.array_equal(_core.testing.product(weight, x[:17], simd, coarse=True), found[:17])
     assert past > 100
 
 
