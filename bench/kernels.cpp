@@ -55,7 +55,7 @@ struct Input {
         for (int64_t r = 0; r < rows; ++r) {
             const float* row = f32.data() + r * cols;
             kernels.quantize_q15(row, cols, q15.data() + r, rows, coarse);
-            kernels.round_bf16(row, cols, bf16.data() + r / kBf16Tile * bf16_pairs(cols) * kBf16Tile + r % kBf16Tile, kBf16Tile);
+            kernels.round_bf16(row, cols, bf16.data() + bf16_offset(r, cols), kBf16Tile);
         }
         view = {f32.data(), q15.data(), bf16.data(), rows};
     }

@@ -121,7 +121,9 @@ def load(
         CheckpointError: the model is missing, damaged, holds what is not served, or fits into no memory.
         OptionError: another argument is wrong, asks for what is not served yet, or for more memory than there is.
     """
-    if exact_prompt is True and isinstance(device, str) and device.startswith("cuda"):
+    if not isinstance(exact_prompt, bool):
+        raise OptionError(f"exact_prompt={exact_prompt!r:.60} must be True or False.")
+    if exact_prompt and isinstance(device, str) and device.startswith("cuda"):
         raise OptionError("exact_prompt is not served by a CUDA device; leave it out, or take device='cpu'.")
     ordinal = _device(device)
     check_progress(progress)
@@ -130,8 +132,6 @@ def load(
     count = physical_cores() if threads is None else _count("threads", threads)
     if count > _MAX_THREADS:
         raise OptionError(f"threads={threads} is too many; use up to {_MAX_THREADS}, at best one a core.")
-    if not isinstance(exact_prompt, bool):
-        raise OptionError(f"exact_prompt={exact_prompt!r:.60} must be True or False.")
     limit = None if resident_limit is None else byte_count("resident_limit", resident_limit)
     if max_context is not None:
         max_context = _count("max_context", max_context)

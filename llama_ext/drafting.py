@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["MOST_DRAFTED", "Drafter", "Drafting", "ModelDrafter", "Pace", "PromptLookup", "draws", "row_cost"]
 
 MOST_DRAFTED = 15
-"""Tokens that are drafted for a pass at the most: with the one that is certain they are 16 rows, up to which a GPU's
-plan for drafted rows goes."""
+"""Tokens that are drafted for a pass at the most: with the one that is certain they are 16 rows, up to which
+logits are those of single rows."""
 
 _ROW_COST = {"cpu": 0.35, "cuda": 0.03}
 

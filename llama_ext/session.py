@@ -86,9 +86,9 @@ def _native_params(params: SamplingParams) -> _core.SamplingParams:
 class Session:
     """A sequence of tokens with its keys and values: `llm.session()`.
 
-    On a CPU logits are the same to the last bit however the tokens are divided among calls. On a GPU they are
-    among steps of up to 16 tokens; longer ones give the same within rounding. One session belongs to one thread at
-    a time; different sessions of a model may run in different threads (the model takes their steps one after the
+    Logits are the same to the last bit however the tokens are divided among steps of up to 16; longer ones round
+    more, unless the model was loaded with `exact_prompt` (`llama_ext.load`). One session belongs to one thread at a
+    time; different sessions of a model may run in different threads (the model takes their steps one after the
     other).
 
     Ctrl-C during a long call is heard between steps of at most `program.native.max_rows` tokens; the session
@@ -196,6 +196,8 @@ class Session:
 
     def verify(self, token: int, draft: TokenIds, params: SamplingParams) -> tuple[list[int], npt.NDArray[np.float32]]:
         """Appends one token and, in the same pass, those of `draft` that would be drawn after it one by one.
+
+        Exactly those for a draft of up to 15 tokens; a longer one's pass rounds as a prompt's does (see `Session`).
 
         Returns:
             What was drawn, [n]: the accepted tokens of `draft`, which are its first n - 1, and the one that follows,

@@ -48,11 +48,11 @@ py::array_t<float> product(const Weight& weight, const Array& x, const std::stri
     const cpu::ProductFn product = to_bf16 ? kernels.bf16_product : kernels.products[static_cast<size_t>(w.format)];
     require(product && (!to_bf16 || w.format == Format::bf16), "this level has no such product");
     const std::vector<cpu::Q15Block> q15 = quantized(kernels, x.data(), integers ? rows : 0, weight.cols, coarse);
-    const int64_t tile_rows = cpu::kBf16Tile, pairs = cpu::bf16_pairs(weight.cols), tiles = (rows + tile_rows - 1) / tile_rows;
-    std::vector<cpu::Bf16Pair> bf16(static_cast<size_t>(to_bf16 ? tiles * pairs * tile_rows : 0));
+    const int64_t tiles = (rows + cpu::kBf16Tile - 1) / cpu::kBf16Tile;
+    std::vector<cpu::Bf16Pair> bf16(static_cast<size_t>(to_bf16 ? cpu::bf16_offset(tiles * cpu::kBf16Tile, weight.cols) : 0));
     for (int64_t r = 0; to_bf16 && r < rows; ++r)
-        kernels.round_bf16(x.data() + r * weight.cols, weight.cols,
-                           bf16.data() + r / tile_rows * pairs * tile_rows + r % tile_rows, tile_rows);
+        kernels.round_bf16(x.data() + r * weight.cols, weight.cols, bf16.data() + cpu::bf16_offset(r, weight.cols),
+                           cpu::kBf16Tile);
     const cpu::Activation activation{x.data(), q15.data(), bf16.data(), rows};
     const int64_t out_rows = rows - first;
     std::vector<float> tile(static_cast<size_t>(cpu::kGroupsAtOnce * out_rows * cpu::kGroup));

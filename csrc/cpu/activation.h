@@ -27,8 +27,12 @@ struct Bf16Pair {
     uint16_t of[2];  // columns 2 i and 2 i + 1; a last one without a partner stands beside a zero
 };
 inline constexpr int64_t bf16_pairs(int64_t cols) { return (cols + 1) / 2; }
+// Where a row's first pair stands; the next ones follow kBf16Tile apart.
+inline constexpr int64_t bf16_offset(int64_t row, int64_t cols) {
+    return row / kBf16Tile * bf16_pairs(cols) * kBf16Tile + row % kBf16Tile;
+}
 
-// Rows of `cols` values, the product's columns. Only the forms that the weights ask for are filled, the others are null.
+// Rows of `cols` values, the product's columns. Only the forms that the weights ask for are filled; bf16 is null where it is not.
 struct Activation {
     const float* f32;      // [rows][cols]
     const Q15Block* q15;   // [cols / 32][rows]: a product goes through all rows with one block of weights, then to the next

@@ -30,8 +30,7 @@ Activation prepare(Step& step, int member, const float* source, int64_t rows, in
             row = normalised;
         }
         if (forms.integers) kernels.quantize_q15(row, cols, to.q15 + r, rows, one_digit);
-        if (bf16)
-            kernels.round_bf16(row, cols, to.bf16 + r / kBf16Tile * bf16_pairs(cols) * kBf16Tile + r % kBf16Tile, kBf16Tile);
+        if (bf16) kernels.round_bf16(row, cols, to.bf16 + bf16_offset(r, cols), kBf16Tile);
     }
     if (!own) step.team.barrier();
     return {norm ? to.f32 : source, to.q15, bf16 ? to.bf16 : nullptr, rows};

@@ -216,7 +216,7 @@ Sampler::Sampler(uint32_t capacity) : capacity_(capacity) {
 }
 
 Sampler::Level Sampler::level(std::string_view simd) {
-    if (simd.substr(0, 6) == "avx512") return Level::avx512;
+    if (simd.starts_with("avx512")) return Level::avx512;
     return simd == "avx2" ? Level::avx2 : Level::portable;
 }
 

@@ -516,7 +516,7 @@ RowFn choose_row(QuantizeLevel level) {
 }  // namespace
 
 QuantizeLevel quantize_level(std::string_view simd) {
-    if (simd.substr(0, 6) == "avx512") return QuantizeLevel::avx512;
+    if (simd.starts_with("avx512")) return QuantizeLevel::avx512;
     return simd == "avx2" ? QuantizeLevel::avx2 : QuantizeLevel::portable;
 }
 
